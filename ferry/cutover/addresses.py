@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from ferry.core import UserError, short
@@ -9,6 +10,9 @@ from ferry.job import Job, PublicUrl, default_key
 
 if TYPE_CHECKING:
     import duckdb
+
+# The address of a web server; other old addresses (a bucket's, a file's) are not what visitors asked for
+_WEB = "CASE WHEN old SIMILAR TO '(?i)https?://.*' THEN old END"
 
 
 def create_addresses(con: duckdb.DuckDBPyConnection, job: Job) -> None:
@@ -29,37 +33,66 @@ def create_addresses(con: duckdb.DuckDBPyConnection, job: Job) -> None:
 
     Raises UserError if `public_url` gives two keys one address.
     """
-    old = "address"
-    if job.source.public_url is not None:
-        roots = sorted(job.roots(), key=len, reverse=True)
-        con.create_function("source_key", lambda source: source_key(source, roots), ["VARCHAR"], "VARCHAR")
-        old = PublicUrl.parse(job.source.public_url).sql({"key": "source_key(source)", "id": "id"})
+    roots = sorted(job.roots(), key=len, reverse=True)
+
+    def key_of(source: str) -> str | None:
+        with contextlib.suppress(ValueError):  # a row that could not be read as an address, and has no copy
+            return source_key(source, roots)
+        return None
+
+    con.create_function("source_key", key_of, ["VARCHAR"], "VARCHAR")
     new = "NULL::VARCHAR"
     if job.public_url is not None:
-        new = PublicUrl.parse(job.public_url).sql({"key": "key", "id": "id"})
+        new = PublicUrl.parse(job.public_url).sql({"key": "key", "id": "full_id"})
     con.execute(
         f"""
         CREATE OR REPLACE TABLE addresses AS
         WITH rows AS (
-            SELECT m.row_no, row_id, m.source, m.alternatives, m.key AS planned_key, l.id, l.key, l.status,
-                   l.error_class, l.size, l.md5, l.sha256, l.content_type
+            SELECT m.row_no, row_id, m.source, list_concat([m.source], coalesce(m.alternatives, [])) AS asked,
+                   m.key AS planned_key, l.id, nullif(m.id, '') AS full_id, l.key, l.status, l.error_class, l.size,
+                   l.md5, l.sha256, l.content_type
             FROM latest l JOIN manifest m USING (row_id)
         ), done AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged')),
         copies AS (
             SELECT * EXCLUDE (planned_key, status, error_class) FROM done
             UNION ALL BY NAME
-            SELECT r.row_no, r.row_id, r.source, r.alternatives, r.id, d.key, d.size, d.md5, d.sha256, d.content_type
+            SELECT r.row_no, r.row_id, r.source, r.asked, r.id, r.full_id, d.key, d.size, d.md5, d.sha256,
+                   d.content_type
             FROM rows r JOIN done d USING (source, planned_key) WHERE r.error_class = 'duplicate'
         ), each AS (
-            SELECT * EXCLUDE (alternatives), unnest(list_concat([source], coalesce(alternatives, []))) AS address
-            FROM copies
+            SELECT * EXCLUDE (asked), unnest(asked) AS address FROM copies
         )
-        SELECT DISTINCT * EXCLUDE (address, old), CASE WHEN old SIMILAR TO '(?i)https?://.*' THEN old END AS old_url
-        FROM (SELECT *, {old} AS old, $root || key AS destination, {new} AS public_url FROM each)
+        SELECT DISTINCT * EXCLUDE (address, full_id, old), {_WEB} AS old_url
+        FROM (SELECT *, {_old_address(job)} AS old, $root || key AS destination, {new} AS public_url FROM each)
         """,
         {"root": job.destination.uri_of("")},
     )
     refuse_shared(con)
+
+
+def create_uncopied(con: duckdb.DuckDBPyConnection, job: Job) -> None:
+    """Creates `uncopied`, with a line (`row_id`, `old_url`) for each old address of each row without a copy.
+
+    ``con`` is that of :func:`create_addresses`, which has run.
+    """
+    con.execute(
+        f"""
+        CREATE OR REPLACE TABLE uncopied AS
+        WITH each AS (
+            SELECT row_id, source, nullif(id, '') AS full_id,
+                   unnest(list_concat([source], coalesce(alternatives, []))) AS address
+            FROM manifest ANTI JOIN addresses USING (row_id)
+        )
+        SELECT DISTINCT row_id, {_WEB} AS old_url FROM (SELECT *, {_old_address(job)} AS old FROM each)
+        """
+    )
+
+
+def _old_address(job: Job) -> str:
+    """Returns SQL for the old address of `address`, one of the addresses of a row with `source` and `full_id`."""
+    if job.source.public_url is None:
+        return "address"
+    return PublicUrl.parse(job.source.public_url).sql({"key": "source_key(source)", "id": "full_id"})
 
 
 def refuse_shared(con: duckdb.DuckDBPyConnection) -> None:

@@ -85,7 +85,7 @@ from ferry.state.plan_file import (
     with_hints,
 )
 from ferry.state.predicted import Predicted, read_predicted, write_predicted
-from ferry.state.queries import export, failure_cell, folded_ledger, select_wrong
+from ferry.state.queries import failure_cell, folded_ledger, select_wrong, spreadsheet_safe
 from ferry.state.run_end import RunEnd, lost_run, read_end, write_end
 
 __all__ = [
@@ -138,7 +138,6 @@ __all__ = [
     "delete_unlisted",
     "digest_of",
     "encode_checked_json",
-    "export",
     "failure_cell",
     "failure_groups",
     "find_missing",
@@ -172,6 +171,7 @@ __all__ = [
     "select_failures",
     "select_wrong",
     "set_plan_aside",
+    "spreadsheet_safe",
     "steady_s",
     "this_process",
     "to_bytes",

@@ -1,16 +1,16 @@
-"""Queries of a job's state, such as the map from old address to new key. They are safe during a run."""
+"""Queries of a job's state. They are safe during a run."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ferry.core import Damaged, UserError, redact
+from ferry.core import Damaged, UserError
 from ferry.state import ledger
 from ferry.state.checksums import verified_path
 from ferry.state.files import State
@@ -24,9 +24,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
 # With `;` as the list separator of Windows, Excel splits a .csv there, even inside a quoted cell.
 _FORMULA_INSIDE = re.compile(r"([;|])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
-
-# The address of `columns.source` that the ledger has in redacted form
-_FULL_ADDRESS = "coalesce([each FOR each IN m.alternatives IF redact(each) = l.address][1], l.address)"
 
 
 @contextlib.contextmanager
@@ -130,79 +127,3 @@ def failure_cell(value: Any) -> Any:
     """
     safe = spreadsheet_safe(value)
     return _FORMULA_INSIDE.sub(r"\1'", safe) if isinstance(safe, str) else safe
-
-
-def export(state: State, what: str, path: Path, *, full: bool, destination: str = "") -> int:
-    """Writes ``what``, the `map` (old address, new key, digests) or the `failures`, and returns the number of rows.
-
-    The extension decides the format: csv, parquet or xlsx. With ``full``, sources are unredacted and may contain
-    signatures. ``destination`` is the URI before the keys in the map's column `destination`. The file appears under its
-    name once it is complete, with mode 0600. Raises UserError for another
-    extension, for a file that cannot be written, and for more rows than an .xlsx sheet can have.
-    """
-    ending = path.suffix.lower().lstrip(".")
-    if ending not in ("csv", "parquet", "xlsx"):
-        raise UserError(f"{path.name}: the extension decides the format; use .csv, .parquet or .xlsx")
-    source, address = ("m.source", _FULL_ADDRESS) if full else ("l.source", "l.address")
-    if what == "map":
-        # A duplicate gets the key and digests of the row that it repeats, so that a join on `id` finds both.
-        query = f"""
-            WITH rows AS (
-                SELECT m.row_no, m.source AS full_source, m.key AS planned_key, l.id, {source} AS source, l.key,
-                       l.status, l.size, l.content_type, l.md5, l.sha256, l.error_class, {address} AS address
-                FROM latest l JOIN manifest m USING (row_id)
-            ), done AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged'))
-            SELECT id, source, key, status, size, content_type, md5, sha256, $destination || key AS destination,
-                   address FROM (
-                SELECT * EXCLUDE (full_source, planned_key, error_class) FROM done
-                UNION ALL
-                SELECT r.row_no, r.id, r.source, d.key, r.status, d.size, d.content_type, d.md5, d.sha256, d.address
-                FROM rows r JOIN done d USING (full_source, planned_key) WHERE r.error_class = 'duplicate'
-            ) ORDER BY row_no
-        """
-    else:
-        query = f"""
-            SELECT l.id, {source} AS source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests,
-                   l.retryable, l.recorded_at, m.line_no AS line
-            FROM latest l JOIN manifest m USING (row_id) WHERE l.status = 'failed' ORDER BY m.row_no
-        """
-    try:
-        with tempfile.TemporaryDirectory(prefix=".ferry-export-", dir=path.absolute().parent) as folder:
-            part = Path(folder) / path.name
-            with folded_ledger(state) as con:
-                con.execute("SET preserve_insertion_order = true")
-                con.create_function("redact", redact, ["VARCHAR"], "VARCHAR")
-                con.execute(f"CREATE TABLE export AS {query}", {"destination": destination} if what == "map" else None)
-                rows = _write_export(con, part, ending, failure_cell if what == "failures" else spreadsheet_safe)
-            part.chmod(0o600)  # with ``full`` it contains signatures
-            part.replace(path)
-    except OSError as exc:
-        raise UserError(
-            f"cannot write {path}: {exc.strerror or exc}. Choose a file in a folder that exists and is writable"
-        ) from None
-    return rows
-
-
-def _write_export(con: duckdb.DuckDBPyConnection, path: Path, ending: str, safe: Callable[[Any], Any]) -> int:
-    """Writes the table `export` to a file and returns its row count; ``safe`` converts the cells of csv and xlsx."""
-    (rows,) = con.execute("SELECT count(*) FROM export").fetchall()[0]
-    if ending == "parquet":
-        con.execute(f"COPY export TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
-        return int(rows)
-    frame = con.execute("SELECT * FROM export").df()
-    for name in frame.columns:
-        if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
-            frame[name] = frame[name].map(safe, na_action="ignore")
-    if ending == "csv":
-        frame.to_csv(path, index=False)
-        return int(rows)
-    if rows > 1_048_575:
-        raise UserError(f"{rows:,} rows do not fit into an .xlsx sheet (1,048,575 rows); use .csv or .parquet")
-    if "recorded_at" in frame.columns:  # Excel has no time zones
-        frame["recorded_at"] = frame["recorded_at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-    frame.to_excel(path, index=False)
-    return int(rows)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
@@ -223,45 +223,13 @@ def verify(
     return code
 
 
-@app.command(group=MOVE, sort_key=6)
-def export(
-    job_file: Path,
-    out: Annotated[Path, Parameter(help="The file to write: .csv, .parquet or .xlsx.")],
-    *,
-    what: Literal["map", "failures"] = "map",
-    full: Annotated[
-        bool,
-        Parameter(negative="", help="Write complete URLs, with query strings, which may hold signatures."),
-    ] = False,
-    overwrite: Annotated[bool, Parameter(negative="", help="Replace the file if it exists.")] = False,
-    json_: JsonFlag = False,
-) -> int:
-    """Write the map from old URL to new key, or the failures, to a file."""
-    from ferry.state import export as write
-    from flows.cli import terminal
-
-    job = load_job(job_file)
-    if out.exists() and out.resolve() in (Path(job.manifest_address).resolve(), job_file.resolve()):
-        raise UserError(f"{out} is the job file or its manifest; export to another file")
-    target = out.absolute()  # now: reading a block, for the state's credentials, changes the working directory
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} already exists; name another file, or add --overwrite")
-    rows = write(
-        local_run.state_to_read(job, job_file), what, target, full=full, destination=job.destination.uri_of("")
-    )
-    if json_:
-        print_json({"file": str(out), "rows": rows})
-    else:
-        terminal.out.print(f"wrote {rows:,} rows to {terminal.shown(out)}")
-    return 0
-
-
 # Loaded when they are used. Their help is here, since the list of commands would load them, too.
 for where, group, number, text in (
     ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
     ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
     ("failures:failures", MOVE, 4, "List the failed rows: by class and host with what to do, then row by row."),
     ("check:check", START, 4, "Copy a sample and delete it again, and predict time, failures and cost of the run."),
+    ("export:export", MOVE, 6, "Write the map from old to new addresses, redirects, or the failures, to a file."),
     ("control:pause", MOVE, 7, "Pause the live run. It waits, and keeps the lease."),
     ("control:resume", MOVE, 8, "Resume a paused run."),
     ("control:cancel", MOVE, 9, "End the live run as a Ctrl-C does. The next run resumes."),

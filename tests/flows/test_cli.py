@@ -235,7 +235,9 @@ def test_export(project: Project, origin: Origin) -> None:
     assert not (project.folder / "map.csv").exists()
     project.ferry("run", "job.yaml").expect(0)
     wanted = {key: hashlib.sha256(body).hexdigest() for key, body in bodies.items()}
-    assert project.ferry("export", "job.yaml", "map.csv", "--json").expect(0).json == {"file": "map.csv", "rows": 5}
+    assert project.ferry("export", "job.yaml", "map.csv", "--json").expect(0).json == {
+        "file": "map.csv", "format": "csv", "rows": 5, "left_out": {"without_copy": 0}, "notes": [],
+    }  # fmt: skip
     with (project.folder / "map.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert {line["key"]: line["sha256"] for line in lines} == wanted

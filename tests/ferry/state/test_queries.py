@@ -1,8 +1,7 @@
-"""Queries of a state: failures by class and code, and exported files."""
+"""Queries of a state: failures by class and code, and cells that are safe in spreadsheets."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from ferry.core.records import ErrorClass, Status
 from ferry.state import ledger
 from ferry.state.failures import FAILURE_COLUMNS, FailureFilter, failure_groups, select_failures
 from ferry.state.files import DirectoryState
-from ferry.state.queries import export, failure_cell, folded_ledger, spreadsheet_safe
-from tests.support.helpers import chunk_rows, directory_state, make_job, make_outcome, plan, write_list
+from ferry.state.queries import failure_cell, folded_ledger, spreadsheet_safe
+from tests.support.helpers import chunk_rows, directory_state, make_job, make_outcome, plan
 
 pytestmark = pytest.mark.matrix
 
@@ -214,106 +213,6 @@ def test_an_error_of_the_block_is_not_retried(state: DirectoryState) -> None:
     assert len(entered) == 1
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    frame = (
-        pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl")
-        if path.suffix == ".xlsx"
-        else pd.read_parquet(path)
-    )
-    lines: list[Any] = frame.to_dict("records")
-    return lines
-
-
-@pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
-def test_the_map(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """The map has the old address and new key of each existing object, in the manifest's order, redacted."""
-    path = tmp_path / f"map.{ending}"
-    assert export(state, "map", path, full=False, destination="s3://new/p/") == 6
-    lines = read(path)
-    assert [line["destination"] for line in lines] == [f"s3://new/p/{n}.jpg" for n in range(6)]
-    assert [line["key"] for line in lines] == [f"{n}.jpg" for n in range(6)]
-    assert lines[0]["source"] == "redacted/0.jpg"
-    assert [line["status"] for line in lines] == ["copied"] * 4 + ["unchanged"] * 2
-    assert b"topsecret" not in path.read_bytes()
-
-
-@pytest.mark.parametrize("ending", ["csv", "xlsx"])
-def test_no_cell_is_a_formula(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """Text that begins like a formula gets a quote in front in .csv and .xlsx files."""
-    export(state, "map", tmp_path / f"map.{ending}", full=False)
-    ids = [line["id"] for line in read(tmp_path / f"map.{ending}")]
-    assert ids == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\\tx", "plain"]
-    export(state, "failures", tmp_path / f"failures.{ending}", full=False)
-    assert read(tmp_path / f"failures.{ending}")[0]["message"] == "'=cmd|' /C calc'!A0"
-
-
-def test_parquet_is_for_programs(state: DirectoryState, tmp_path: Path) -> None:
-    """Values in a .parquet file are not changed."""
-    export(state, "map", tmp_path / "map.parquet", full=False)
-    assert [line["id"] for line in read(tmp_path / "map.parquet")] == NASTY[:6]
-
-
-@pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
-def test_failures_for_people(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """All failures are exported, control characters in IDs are accepted, and status codes are whole numbers."""
-    path = tmp_path / f"failures.{ending.upper() if ending == 'csv' else ending}"
-    assert export(state, "failures", path, full=False) == 3
-    lines = read(path.rename(path.with_suffix(f".{ending}")))
-    assert [line["key"] for line in lines] == ["6.jpg", "7.jpg", "8.jpg"]
-    if ending != "parquet":
-        assert [line["status_code"] for line in lines] == ["404", "403", ""]
-
-
-def test_sizes_are_whole_numbers(state: DirectoryState, tmp_path: Path) -> None:
-    """Sizes are whole numbers even if one is not known."""
-    export(state, "map", tmp_path / "map.csv", full=False)
-    assert [line["size"] for line in read(tmp_path / "map.csv")] == ["5"] * 4 + [""] * 2
-
-
-@pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
-def test_full_gives_sources_byte_for_byte(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """Sources are unredacted only with `full`, since they may contain signatures."""
-    path = tmp_path / f"map.{ending}"
-    export(state, "map", path, full=True)
-    assert read(path)[0]["source"] == SIGNED
-
-
-@pytest.mark.parametrize("name", ["map.txt", "map", "map.csv.gz", "map.json"])
-def test_another_ending_is_an_error_of_the_user(name: str, state: DirectoryState, tmp_path: Path) -> None:
-    """An unknown file extension raises UserError."""
-    with pytest.raises(UserError, match=r"\.csv, \.parquet or \.xlsx"):
-        export(state, "map", tmp_path / name, full=False)
-
-
-@pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
-def test_a_folder_that_is_not_there_is_an_error_of_the_user(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """A file in a missing folder raises UserError."""
-    with pytest.raises(UserError):
-        export(state, "map", tmp_path / "none" / f"map.{ending}", full=False)
-
-
-@pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
-def test_an_odd_path_is_written(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """A path with quotes and spaces is written to as it is."""
-    path = tmp_path / f'it\'s a "map".{ending}'
-    assert export(state, "map", path, full=False) == 6
-    assert len(read(path)) == 6
-
-
-def test_an_empty_answer_is_a_file_with_a_header(tmp_path: Path) -> None:
-    """An export without rows is a file with its columns."""
-    state = directory_state(tmp_path)
-    write_list(tmp_path / "list.csv", [["https://img.example/1.jpg"]])
-    plan(make_job(manifest=str(tmp_path / "list.csv")), state)
-    for ending in ("csv", "xlsx", "parquet"):
-        assert export(state, "failures", tmp_path / f"f.{ending}", full=False) == 0
-        assert read(tmp_path / f"f.{ending}") == []
-    assert (tmp_path / "f.csv").read_text().startswith("id,source,key,error_class")
-
-
 @pytest.mark.parametrize(
     ("value", "safe"),
     [("=1", "'=1"), ("+1", "'+1"), ("-1", "'-1"), ("@x", "'@x"), ("\tx", "'\\tx"), ("\rx", "'\\rx"), ("\n=1", "'\\n=1"),
@@ -330,12 +229,3 @@ def test_a_sheet_that_splits_at_semicolons() -> None:
     """Formulas inside a cell are quoted in text from outside, and not in keys."""
     assert failure_cell("a;=1+1|@x; -2;b|c") == "a;'=1+1|'@x;' -2;b|c"
     assert spreadsheet_safe("a;-b.jpg") == "a;-b.jpg"  # the map has keys byte for byte
-
-
-@pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
-def test_an_export_is_for_the_owner_alone(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """An exported file has mode 0600 under any umask."""
-    path = tmp_path / f"map.{ending}"
-    path.touch(mode=0o666)
-    export(state, "map", path, full=True)
-    assert path.stat().st_mode & 0o777 == 0o600

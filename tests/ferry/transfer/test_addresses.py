@@ -21,11 +21,12 @@ from demo.s3 import S3Server
 from demo.validators import Validators
 from ferry.core.errors import ChunkIncomplete
 from ferry.core.records import Checked, ErrorClass, Outcome, Reason, Status
+from ferry.cutover import export
 from ferry.job.model import Job
 from ferry.reconcile.finish import finish_run
 from ferry.state import ledger
 from ferry.state.failures import FailureFilter, failure_groups, select_failures
-from ferry.state.queries import export, folded_ledger
+from ferry.state.queries import folded_ledger
 from ferry.transfer.chunk import run_chunk
 from tests.support import helpers
 
@@ -497,7 +498,7 @@ def test_an_export_says_which_address_gave(full: bool, shop: Shop, tmp_path: Pat
     two = ("/2.jpg", "/2.jpg?sig=topsecret")
     shop.list(("/1.jpg", "/1.jpg"), two, two)
     shop.run()
-    export(shop.state, "map", tmp_path / "map.csv", full=full, destination="s3://new/")
+    export(shop.state, shop.job(), tmp_path / "map.csv", at=helpers.NOW, full=full)
     with (tmp_path / "map.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["source"] for line in lines] == [shop.first.url(f"/{n}.jpg") for n in (1, 2, 2)]

@@ -16,12 +16,12 @@ from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
 from demo.validators import Validators
 from ferry.core.records import Checked, Outcome, Status
+from ferry.cutover import export
 from ferry.reconcile import finish
 from ferry.reconcile.finish import finish_run
 from ferry.state import old_schemas, parquet
 from ferry.state.checksums import checked_name, decode_checked_json, encode_checked_json
 from ferry.state.files import State
-from ferry.state.queries import export
 from ferry.storage.access import S3Access
 from tests.servers.odd_s3 import Fault as StoreFault
 from tests.servers.odd_s3 import OddS3
@@ -415,7 +415,7 @@ def test_a_state_of_an_earlier_schema(schema: int, world: World) -> None:
     world.night()
     downgrade(world.state, schema)
     before = helpers.latest(world.state)
-    assert export(world.state, "map", world.folder / "map.csv", full=True) == 3
+    assert export(world.state, world.job(), world.folder / "map.csv", at=helpers.NOW, full=True).rows == 3
     assert world.night(mode="full") == {}
     assert {outcome.checked_by for outcome in world.night().values()} == {Checked.CONDITION}
     assert world.read == 0

@@ -1,0 +1,175 @@
+"""Files with the addresses of a job: tables for people, and redirects for web servers."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ferry.core import UserError, redact
+from ferry.cutover.addresses import create_addresses, create_uncopied
+from ferry.cutover.redirects import TARGETS, LeftOut, Target, make_pairs
+from ferry.job import Job
+from ferry.state import State, failure_cell, folded_ledger, spreadsheet_safe
+
+if TYPE_CHECKING:
+    import duckdb
+
+TABLES = ("csv", "parquet", "xlsx")
+FORMATS = (*TABLES, *TARGETS)
+What = Literal["map", "failures"]
+_SHEET_ROWS = 1_048_575
+
+# The address of `columns.source` that the ledger has in redacted form
+_FULL_ADDRESS = "coalesce([each FOR each IN m.alternatives IF redact(each) = l.address][1], l.address)"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written."""
+
+    rows: int
+    format: str
+    left_out: dict[str, int]
+    notes: tuple[str, ...]  # sentences for the user: what is left out, how to use the file, limits
+
+
+def format_of(path: Path, given: str | None, what: What) -> str:
+    """Returns the format of a file, by its ending unless ``given``. Raises UserError if it cannot be used."""
+    form = given or path.suffix.lower().lstrip(".")
+    if given is None and form not in TABLES:
+        raise UserError(
+            f"{path.name}: the extension decides the format; use .csv, .parquet or .xlsx, or name a format of "
+            f"redirects with --format: {', '.join(TARGETS)}"
+        )
+    if what == "failures" and form in TARGETS:
+        raise UserError(f"--format {form} writes redirects; failures are written as csv, parquet or xlsx")
+    return form
+
+
+def export(
+    state: State, job: Job, path: Path, *, at: datetime, what: What = "map", form: str | None = None, full: bool = False
+) -> Exported:
+    """Writes the `map` (old and new addresses, keys, digests), its redirects, or the `failures`.
+
+    ``form`` is one of FORMATS; by default the extension decides: csv, parquet or xlsx. With ``full``, addresses are
+    unredacted and may contain signatures. The file appears under its name once it is complete. Tables, and files with
+    signatures, have mode 0600; redirects have the mode of new files, since servers read them as users of their own.
+
+    Raises UserError for a job that was not planned, for addresses that cannot be used, for a file that cannot be
+    written, and for more rows than the format can have.
+    """
+    form = format_of(path, form, what)
+    target = TARGETS.get(form)
+    if target is not None and job.public_url is None:
+        raise UserError(
+            f"--format {form} needs the new addresses: set `public_url` in the job, such as "
+            "`public_url: https://img.new.example/{key}`"
+        )
+    with _whole_file(path, private=target is None or full) as part, folded_ledger(state) as con:
+        if target is not None:
+            return _redirects(con, job, target, part, at, full=full)
+        return _table(con, job, what, form, part, full=full)
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path, *, private: bool) -> Iterator[Path]:
+    """Yields a name to write to. After the block the file has its own name; after an error there is no file."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ferry-export-", dir=path.absolute().parent) as folder:
+            part = Path(folder) / path.name
+            yield part
+            if private:
+                part.chmod(0o600)
+            part.replace(path)
+    except OSError as exc:
+        raise UserError(
+            f"cannot write {path}: {exc.strerror or exc}. Choose a file in a folder that exists and is writable"
+        ) from None
+
+
+def _redirects(
+    con: duckdb.DuckDBPyConnection, job: Job, target: Target, path: Path, at: datetime, *, full: bool
+) -> Exported:
+    create_addresses(con, job)
+    create_uncopied(con, job)
+    pairs = make_pairs(con, job.name, at, target.sight, full=full)
+    if not len(pairs):
+        why = "; ".join(pairs.left_out.sentences()) or "the job has no row"
+        raise UserError(f"there is nothing to redirect, so nothing is written: {why}")
+    with path.open("wb") as out:
+        notes = target.write(pairs, out)
+    return Exported(len(pairs), target.name, pairs.left_out.counts(), (*pairs.left_out.sentences(), *notes))
+
+
+def _table(con: duckdb.DuckDBPyConnection, job: Job, what: What, form: str, path: Path, *, full: bool) -> Exported:
+    """Writes a table of the map or of the failures."""
+    source, address = ("m.source", _FULL_ADDRESS) if full else ("l.source", "l.address")
+    con.execute("SET preserve_insertion_order = true")
+    con.create_function("redact", redact, ["VARCHAR"], "VARCHAR")
+    if what == "failures":
+        con.execute(
+            f"""
+            CREATE TABLE export AS
+            SELECT l.id, {source} AS source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests,
+                   l.retryable, l.recorded_at, m.line_no AS line
+            FROM latest l JOIN manifest m USING (row_id) WHERE l.status = 'failed' ORDER BY m.row_no
+            """
+        )
+        return Exported(_write_table(con, path, form, failure_cell), form, {}, ())
+    create_addresses(con, job)
+    shown = "old_url" if full else "redact(old_url)"
+    # A duplicate has the key and digests of the row that it repeats, so that a join on `id` finds both
+    con.execute(
+        f"""
+        CREATE TABLE export AS
+        WITH rows AS (
+            SELECT m.row_no, row_id, m.source AS full_source, m.key AS planned_key, l.id, {source} AS source, l.key,
+                   l.status, l.size, l.content_type, l.md5, l.sha256, l.error_class, {address} AS address
+            FROM latest l JOIN manifest m USING (row_id)
+        ), done AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged')), copies AS (
+            SELECT * EXCLUDE (full_source, planned_key, error_class) FROM done
+            UNION ALL
+            SELECT r.row_no, r.row_id, r.id, r.source, d.key, r.status, d.size, d.content_type, d.md5, d.sha256,
+                   d.address
+            FROM rows r JOIN done d USING (full_source, planned_key) WHERE r.error_class = 'duplicate'
+        ), public AS (
+            SELECT row_id, max_by(old_url, coalesce(old_url = source, false)) AS old_url,
+                   any_value(destination) AS destination, any_value(public_url) AS public_url
+            FROM addresses GROUP BY row_id
+        )
+        SELECT id, source, key, status, size, content_type, md5, sha256, destination, address, {shown} AS old_url,
+               public_url
+        FROM copies JOIN public USING (row_id) ORDER BY row_no
+        """
+    )
+    rows = _write_table(con, path, form, spreadsheet_safe)
+    ((without_copy,),) = con.execute("SELECT count(*) FROM manifest ANTI JOIN addresses USING (row_id)").fetchall()
+    left_out = LeftOut(without_copy=without_copy)
+    return Exported(rows, form, {"without_copy": without_copy}, tuple(left_out.sentences()))
+
+
+def _write_table(con: duckdb.DuckDBPyConnection, path: Path, form: str, safe: Callable[[Any], Any]) -> int:
+    """Writes the table `export` to a file and returns its row count; ``safe`` converts the cells of csv and xlsx."""
+    ((rows,),) = con.execute("SELECT count(*) FROM export").fetchall()
+    if form == "parquet":
+        quoted = str(path).replace("'", "''")
+        con.execute(f"COPY export TO '{quoted}' (FORMAT parquet, COMPRESSION zstd)")
+        return int(rows)
+    if form == "xlsx" and rows > _SHEET_ROWS:
+        raise UserError(f"{rows:,} rows do not fit into an .xlsx sheet ({_SHEET_ROWS:,} rows); use .csv or .parquet")
+    frame = con.execute("SELECT * FROM export").df()
+    for name in frame.columns:
+        if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
+            frame[name] = frame[name].map(safe, na_action="ignore")
+    if form == "csv":
+        frame.to_csv(path, index=False)
+        return int(rows)
+    if "recorded_at" in frame.columns:  # Excel has no time zones
+        frame["recorded_at"] = frame["recorded_at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    frame.to_excel(path, index=False)
+    return int(rows)

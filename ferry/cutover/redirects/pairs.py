@@ -1,0 +1,212 @@
+"""Pairs of an old address and the new one, as a target of redirects sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from ferry.core import holds_secret
+from ferry.cutover.redirects.old_address import Asked, asked
+
+if TYPE_CHECKING:
+    import duckdb
+
+BATCH_ROWS = 10_000
+# Characters of a new address that some target interprets, or that no URI has (RFC 3986, section 2)
+_ESCAPED = {ord(char): f"%{ord(char):02X}" for char in "\"$<>\\^`{|}'"}
+
+
+class Pair(NamedTuple):
+    """An old address and the new one. Both are printable ASCII without spaces and quotes."""
+
+    host: str  # lower case, without port
+    path: str  # percent-encoded but for unreserved characters and `/`
+    query: str  # "": the redirect holds whatever the query is
+    new: str
+    twins: int | None = None  # the group of old addresses that the target does not tell apart
+
+
+class Sight(NamedTuple):
+    """How a target sees an address."""
+
+    longest: int  # bytes of host, path and query together
+    longest_new: int  # bytes of the new address
+    merge_slashes: bool = True  # `//a` is `/a`
+    ignore_case: bool = False  # `/A` is `/a`
+    queries: bool = True  # it can compare the query
+    null: bool = False  # it can hold %00
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What an export leaves out. ``without_copy`` counts rows, the others count old addresses."""
+
+    without_copy: int = 0
+    unknown: int = 0  # not the address of a web server
+    ambiguous: int = 0  # one old address, several new ones
+    secret: int = 0  # only a query with a credential tells it from others
+    served: int = 0  # it is a new address, too
+    unfit: int = 0  # longer than the target allows, or with characters that it cannot hold
+    examples: tuple[str, ...] = ()  # of ambiguous addresses
+
+    def sentences(self) -> list[str]:
+        """Returns a sentence for each reason that left something out, with what to do."""
+        named = f", such as {', '.join(self.examples)}" if self.examples else ""
+        reasons = (
+            (self.without_copy, "rows without a copy are left out. `ferry failures` says why"),
+            (
+                self.unknown,
+                "addresses are left out because they are not those of a web server. Set `source.public_url` "
+                "to the address under which visitors asked for these objects",
+            ),
+            (self.ambiguous, f"old addresses are left out because rows give them different new ones{named}"),
+            (
+                self.secret,
+                "old addresses are left out because only a query with a credential tells them from others. "
+                "--full includes them, with the credential",
+            ),
+            (self.served, "old addresses are left out because the new store serves other or the same objects there"),
+            (self.unfit, "old addresses are left out because they are longer than the target allows, or hold %00"),
+        )
+        return [f"{count:,} {text}" for count, text in reasons if count]
+
+    def counts(self) -> dict[str, int]:
+        """Returns the counts for `--json`."""
+        return {name: value for name, value in asdict(self).items() if name != "examples"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairs of one export, in the table `redirects` of a DuckDB connection. They are read in batches."""
+
+    con: duckdb.DuckDBPyConnection
+    job: str
+    at: datetime
+    left_out: LeftOut
+
+    def __len__(self) -> int:
+        return self.number("count(*)")
+
+    def number(self, what: str, where: str = "true") -> int:
+        """Returns the value of an SQL expression over the pairs, 0 for none."""
+        ((value,),) = self.con.execute(f"SELECT coalesce({what}, 0) FROM redirects WHERE {where}").fetchall()
+        return int(value)
+
+    def select(self, where: str = "true") -> Iterator[Pair]:
+        """Yields the pairs, each group of twins together, the others in the order of the manifest."""
+        cursor = self.con.cursor()
+        cursor.execute(
+            f"SELECT host, path, query, new, twins FROM redirects WHERE {where} ORDER BY twins, row_no, path, query"
+        )
+        while batch := cursor.fetchmany(BATCH_ROWS):
+            yield from map(Pair._make, batch)
+
+    def heading(self) -> list[str]:
+        """Returns the first comment lines of a file: job, time, rows, and what is left out."""
+        return [
+            f"{len(self):,} redirects of the job {self.job}, by `ferry export` at {self.at:%Y-%m-%d %H:%M:%S} UTC",
+            *self.left_out.sentences(),
+        ]
+
+
+def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Sight, *, full: bool) -> Pairs:
+    """Creates `redirects` from `addresses` and `uncopied` (:mod:`ferry.cutover.addresses`), and counts the rest.
+
+    | the old address | becomes |
+    |---|---|
+    | of a row with a copy | a redirect |
+    | of rows with the same new address | one redirect |
+    | of rows with different new addresses | ambiguous |
+    | with a credential in its query, the path's only one | a redirect for the path, whatever the query is |
+    | with a credential in its query, others have the path | secret; with ``full`` a redirect for this query |
+    | that is itself a new address | served: a redirect would hide the object there |
+    | longer than the target allows, or with %00 where it cannot have it | unfit |
+
+    The column `twins` numbers, from 0, groups of old addresses that differ only in case, where the target ignores case.
+    Rows without a copy are in these groups, too. It is NULL for all other addresses.
+    """
+    _create_asked(con, sight)
+    query = "asked.query" if sight.queries else "''"
+    secret = "secret AND NOT $full" if sight.queries else "false"
+    con.execute(
+        f"""
+        CREATE OR REPLACE TABLE seen AS
+        WITH known AS (
+            SELECT row_no, new, asked.host AS host, asked.path AS path, {query} AS query, {secret} AS hidden,
+                   count(DISTINCT {query}) OVER (PARTITION BY asked.host, asked.path) AS queries
+            FROM asked WHERE asked IS NOT NULL
+        )
+        SELECT host, path, CASE WHEN hidden AND queries = 1 THEN '' ELSE query END AS query, min(row_no) AS row_no,
+               bool_or(hidden AND queries > 1) AS secret, min(new) AS new, count(DISTINCT new) > 1 AS ambiguous
+        FROM known GROUP BY ALL
+        """,
+        {"full": full} if sight.queries else None,
+    )
+    fold = "host, lower(path), lower(query)" if sight.ignore_case else "host, path, query"
+    con.execute(
+        f"""
+        CREATE OR REPLACE TABLE judged AS
+        WITH new AS (
+            SELECT DISTINCT asked.host AS host, asked.path AS path, asked.query AS query
+            FROM (SELECT asked(new) AS asked FROM asked WHERE new IS NOT NULL)
+        ), twin AS (
+            SELECT *, count(*) OVER (PARTITION BY {fold}) > 1 AS is_twin, dense_rank() OVER (ORDER BY {fold}) AS twins
+            FROM seen
+        )
+        SELECT t.* REPLACE (CASE WHEN is_twin THEN twins END AS twins), CASE
+            WHEN t.new IS NULL THEN 'without_copy' WHEN ambiguous THEN 'ambiguous' WHEN secret THEN 'secret'
+            WHEN n.host IS NOT NULL THEN 'served'
+            WHEN length(t.host) + length(t.path) + length(t.query) > {sight.longest}
+                 OR length(t.new) > {sight.longest_new} OR ({not sight.null} AND contains(t.path, '%00')) THEN 'unfit'
+            ELSE 'redirect' END AS verdict
+        FROM twin t LEFT JOIN new n ON t.host = n.host AND t.path = n.path AND t.query = n.query
+        """
+    )
+    con.execute(
+        """
+        CREATE OR REPLACE TABLE redirects AS SELECT host, path, query, new, row_no,
+               CASE WHEN twins IS NOT NULL THEN dense_rank() OVER (ORDER BY twins NULLS LAST) - 1 END AS twins
+        FROM judged WHERE verdict = 'redirect'
+        """
+    )
+    return Pairs(con, job, at, _left_out(con))
+
+
+def _create_asked(con: duckdb.DuckDBPyConnection, sight: Sight) -> None:
+    """Creates `asked`: all old addresses as the target sees them, with the new one of each row that has a copy."""
+
+    def split(url: str) -> dict[str, str] | None:
+        found = asked(url, sight.merge_slashes)
+        return None if found is None else found._asdict()
+
+    def is_secret(url: str) -> bool:
+        return bool(holds_secret("?" + url.partition("?")[2]))
+
+    struct = con.struct_type(dict.fromkeys(Asked._fields, con.string_type()))
+    con.create_function("asked", split, ["VARCHAR"], struct)
+    con.create_function("is_secret", is_secret, ["VARCHAR"], "BOOLEAN")
+    con.create_function("encoded", lambda url: str(url).translate(_ESCAPED), ["VARCHAR"], "VARCHAR")
+    con.execute(
+        """
+        CREATE OR REPLACE TABLE asked AS
+        SELECT row_no, asked(old_url) AS asked, is_secret(old_url) AS secret, encoded(public_url) AS new
+        FROM (SELECT row_no, old_url, public_url FROM addresses
+              UNION ALL SELECT NULL, old_url, NULL FROM uncopied) WHERE old_url IS NOT NULL
+        """
+    )
+
+
+def _left_out(con: duckdb.DuckDBPyConnection) -> LeftOut:
+    counted = dict(con.execute("SELECT verdict, count(*) FROM judged GROUP BY 1").fetchall())
+    ((rows, unknown),) = con.execute(
+        """
+        SELECT (SELECT count(*) FROM manifest ANTI JOIN addresses USING (row_id)),
+               (SELECT count(*) FROM addresses WHERE old_url IS NULL OR public_url IS NULL)
+        """
+    ).fetchall()
+    ambiguous = "SELECT host || path FROM judged WHERE verdict = 'ambiguous' ORDER BY row_no LIMIT 3"
+    examples = tuple(name for (name,) in con.execute(ambiguous).fetchall())
+    reasons = {reason: counted.get(reason, 0) for reason in ("ambiguous", "secret", "served", "unfit")}
+    return LeftOut(without_copy=rows, unknown=unknown, examples=examples, **reasons)
