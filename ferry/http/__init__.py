@@ -11,7 +11,7 @@ from ferry.http.headers import media_type, printable_header
 from ferry.http.network import Network, Proxy, context_for, proxy_at, proxy_for, tls
 from ferry.http.origin import Origin
 from ferry.http.pool import Connections
-from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, stream_body
+from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, new_hash, stream_body
 from ferry.http.retry_after import parse_retry_after
 from ferry.http.urls import Targets
 
@@ -47,6 +47,7 @@ __all__ = [
     "context_for",
     "from_origin",
     "media_type",
+    "new_hash",
     "parse_retry_after",
     "printable_header",
     "proxy_at",

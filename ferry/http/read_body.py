@@ -31,8 +31,15 @@ from ferry.core import part_bytes as part_bytes_of
 from ferry.http.connection import Response
 from ferry.http.content_encoding import decoded, decoders, too_large, truncated
 
-Algorithm = Literal["md5", "sha256"]
+Algorithm = Literal["md5", "sha256", "sha256+md5"]
 Mapped = Callable[[Exception], Exception]  # returns Ferry's error for one of a connection
+
+
+class Hash(Protocol):
+    """A hash of :mod:`hashlib`, or several in one."""
+
+    def update(self, piece: bytes, /) -> object: ...
+    def hexdigest(self) -> str: ...
 
 
 class BodySink(Protocol):
@@ -178,6 +185,25 @@ class Arriving:
             self._share.end()
 
 
+class _Both:
+    """SHA-256 and MD5 of the same bytes, as one hash: 64 hex digits, then 32."""
+
+    def __init__(self) -> None:
+        self._hashes = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+
+    def update(self, piece: bytes, /) -> None:
+        for each in self._hashes:
+            each.update(piece)
+
+    def hexdigest(self) -> str:
+        return "".join(each.hexdigest() for each in self._hashes)
+
+
+def new_hash(algorithm: Algorithm) -> Hash:
+    """Return a hash without any bytes yet. The digest of `sha256+md5` is 64 hex digits, then 32."""
+    return _Both() if algorithm == "sha256+md5" else hashlib.new(algorithm, usedforsecurity=False)
+
+
 class Hashing:
     """A sink that only computes the digest of a body."""
 
@@ -185,7 +211,7 @@ class Hashing:
         """``on_progress`` is called for each piece."""
         self._pool = pool
         self._on_progress = on_progress
-        self._hash = hashlib.new(algorithm, usedforsecurity=False)
+        self._hash = new_hash(algorithm)
         self.size = 0
 
     async def add(self, piece: bytes) -> None:

@@ -5,6 +5,7 @@ from ferry.reconcile.prune import PruneResult, prune_removed
 from ferry.reconcile.verify import (
     EVERYTHING,
     Evidence,
+    Reading,
     Sample,
     Verified,
     check_choice,
@@ -21,6 +22,7 @@ __all__ = [
     "EVERYTHING",
     "Evidence",
     "PruneResult",
+    "Reading",
     "Sample",
     "Verified",
     "check_choice",

@@ -73,6 +73,15 @@ class Verdict(NamedTuple):
     by: Evidence = Evidence.SIZE
 
 
+class Reading(NamedTuple):
+    """What a verification found out about a row that the ledger does not have."""
+
+    row_id: str
+    sha256: str | None  # of the bytes at the destination; None for an object that could not be read
+    md5: str | None
+    size: int | None
+
+
 @dataclass(slots=True)
 class Verified:
     """The result of verifying some objects.
@@ -90,6 +99,7 @@ class Verified:
     unread: int = 0  # objects that could not be read
     unread_first: str = ""  # key and error of the first one
     by: Counter[Evidence] = field(default_factory=Counter)  # number of compared objects by evidence
+    readings: list[Reading] = field(default_factory=list)  # of unread rows, and with ``both`` of rows without digests
 
 
 def sample_rows(sample: str | int, rows: int) -> int:
@@ -221,10 +231,13 @@ async def read_back(
     run_no: int,
     progress: Progress,
     lesser_check: Callable[[Outcome], str | None] = lambda _: None,
+    *,
+    both: bool = False,
 ) -> Verified:
     """Reads each object completely and compares the digest of its bytes, or its ETag if the ledger has no digest.
 
     ``lesser_check`` returns the message of a row that is right again: which check it got, if that was less than asked.
+    With ``both``, rows to which the ledger has not both digests get them as readings.
     An object that cannot be read in three tries is counted as unread. Raises Fatal, also after UNREAD_IN_A_ROW unread
     objects in a row.
     """
@@ -238,9 +251,10 @@ async def read_back(
             while progress.paused:  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(PAUSED_S)
             try:
-                size, md5, sha256, etag, same = await _digests(store, outcome)
+                size, md5, sha256, etag, same = await _digests(store, outcome, both=both)
             except ObjectError as error:
                 result.unread += 1
+                result.readings.append(Reading(outcome.row_id, None, None, None))
                 result.unread_first = result.unread_first or f"{outcome.key}: {error}"
                 progress.add(Status.PENDING, error.error_class, 0)
                 in_a_row += 1
@@ -255,6 +269,8 @@ async def read_back(
             wrong = _record(result, outcome, found, run_no, etag)
             if wrong is None and outcome.status is Status.PENDING:
                 _record_right_again(result, outcome, found, run_no, etag, lesser_check(outcome))
+            if wrong is None and md5 and sha256:
+                result.readings.append(Reading(outcome.row_id, sha256, md5, size))
             result.bytes += size or 0
             progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, size or 0)
 
@@ -262,13 +278,18 @@ async def read_back(
     return result
 
 
-async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | None, str | None, str | None, bool]:
+async def _digests(
+    store: Store, outcome: Outcome, *, both: bool = False
+) -> tuple[int | None, str | None, str | None, str | None, bool]:
     """Returns size, MD5, SHA-256 and ETag of an object, all None for a missing one, and whether its attributes are
     those of the ledger.
 
-    Of the digests only one is computed: SHA-256, or MD5 if that is the only digest in the ledger.
+    Of the digests only one is computed: SHA-256, or MD5 if that is the only digest in the ledger. With ``both``, both
+    are computed if the ledger has not both.
     """
     algorithm: Algorithm = "md5" if outcome.md5 and not outcome.sha256 else "sha256"
+    if both and not (outcome.md5 and outcome.sha256):
+        algorithm = "sha256+md5"
     for left in (2, 1, 0):
         try:
             digest, found, attributes = await store.digest_and_attributes(
@@ -283,8 +304,8 @@ async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | No
                 raise
             await asyncio.sleep(BETWEEN_TRIES_S)
             continue
-        md5, sha256 = (digest, None) if algorithm == "md5" else (None, digest)
-        return found.size, md5, sha256, found.etag, same
+        sha256, md5 = {"md5": ("", digest), "sha256": (digest, "")}.get(algorithm, (digest[:64], digest[64:]))
+        return found.size, md5 or None, sha256 or None, found.etag, same
     raise AssertionError("unreachable")
 
 

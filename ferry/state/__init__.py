@@ -11,7 +11,15 @@ from ferry.state.checksums import (
 )
 from ferry.state.counts import Counts, count, count_deduped
 from ferry.state.error_words import PLAIN_WORDS, REMEDIES
-from ferry.state.failures import FAILURE_COLUMNS, FailureFilter, FailureGroup, failure_groups, host_sql, select_failures
+from ferry.state.failures import (
+    FAILURE_COLUMNS,
+    FailureFilter,
+    FailureGroup,
+    failure_groups,
+    host_sql,
+    iterate_failures,
+    select_failures,
+)
 from ferry.state.files import State
 from ferry.state.history import HISTORY_FOLDER
 from ferry.state.lease import (
@@ -147,6 +155,7 @@ __all__ = [
     "host_sql",
     "is_dead",
     "is_intact",
+    "iterate_failures",
     "last_run_no",
     "lease_holder",
     "ledger_files",

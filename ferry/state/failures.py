@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ FAILURE_COLUMNS = (
     "line", "host",
 )  # fmt: skip
 EXAMPLES = 3
+LINES = 10_000  # in memory at a time
 
 
 def host_sql(column: str) -> str:
@@ -83,7 +84,14 @@ def failure_groups(con: duckdb.DuckDBPyConnection, wanted: FailureFilter) -> lis
 def select_failures(
     con: duckdb.DuckDBPyConnection, wanted: FailureFilter, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Returns the first ``limit`` failed rows in the order of the manifest. ``con`` is that of :func:`folded_ledger`.
+    """Returns the rows of :func:`iterate_failures` as a list."""
+    return list(iterate_failures(con, wanted, limit))
+
+
+def iterate_failures(
+    con: duckdb.DuckDBPyConnection, wanted: FailureFilter, limit: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields the first ``limit`` failed rows in the order of the manifest. ``con`` is that of :func:`folded_ledger`.
 
     ``line`` is the line of the manifest's file where the row begins, or the row of a workbook; None for listings.
     """
@@ -95,4 +103,6 @@ def select_failures(
         """,
         wanted.parameters,
     )
-    return [dict(zip(FAILURE_COLUMNS, line, strict=True)) for line in found.fetchall()]
+    while lines := found.fetchmany(LINES):
+        for line in lines:
+            yield dict(zip(FAILURE_COLUMNS, line, strict=True))

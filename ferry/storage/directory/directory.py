@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import sys
 import time
@@ -30,7 +29,7 @@ from ferry.core import (
     pace,
     short,
 )
-from ferry.http import Algorithm, Arriving
+from ferry.http import Algorithm, Arriving, new_hash
 from ferry.storage.directory.files import Entry, Folder, entry_of
 from ferry.storage.errors import from_folder
 from ferry.storage.object_info import ObjectInfo
@@ -104,7 +103,7 @@ class Directory:
     ) -> tuple[str, ObjectInfo]:
         """Returns the digest of a file's bytes and its information. ``moved`` is called after each block."""
         side = "destination"
-        digest = hashlib.new(algorithm, usedforsecurity=False)
+        digest = new_hash(algorithm)
 
         def read(file: BinaryIO) -> int:
             piece = file.read(BATCH_BYTES)
