@@ -108,7 +108,7 @@ def _load(
             path = _local_file(job, access, spool_dir, auth)
         before = _file_version(path)
         about = {
-            "digest": _digest_of(path, job),
+            **_digests_of(path, job),
             "recognised": known.get("recognised", {}),
             "samples": known.get("samples", {}),
         }
@@ -181,12 +181,13 @@ def _file_version(path: Path) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _digest_of(path: Path, job: Job) -> str:
-    """Returns a digest of the manifest and of the settings that its rows depend on."""
+def _digests_of(path: Path, job: Job) -> dict[str, str]:
+    """Returns the SHA-256 of the file, and a digest of it and of the settings that its rows depend on."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+    of_file = digest.hexdigest()
     settings = [
         __version__,
         READING,
@@ -197,7 +198,7 @@ def _digest_of(path: Path, job: Job) -> str:
         *job.columns.more_sources,
     ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    return digest.hexdigest()
+    return {"digest": digest.hexdigest(), "sha256": of_file}
 
 
 def _local_file(job: Job, access: Access, spool_dir: Path, auth: Auth | None) -> Path:
