@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Otherwise each process of a test run compiles all tests and libraries again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-rest test-all test-prefect test-stores coverage faults quick-bench check format postgresql proxies webservers stores bench screenshots lock advisories clean
+.PHONY: help install demo test test-rest test-all test-prefect test-stores coverage faults quick-bench check format postgresql proxies signers webservers stores bench screenshots lock advisories clean
 
 help:
 	@echo "make install       Ferry into .venv, as production has it"
@@ -42,7 +42,7 @@ if ! wait $$beside; then cat .bench/beside.log; echo "make $(1) failed"; exit 1;
 exit $$tests
 endef
 
-test: .venv/.installed-dev
+test: .venv/.installed-dev signers
 	$(call beside,check,-n 3 $(if $(filter tests,$(T)),-m "not slow") $(T))
 
 # The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it, installations included:
@@ -121,6 +121,10 @@ proxies:
 # nginx, Apache, HAProxy and Caddy, for the tests of redirects. As root they are installed where they are missing.
 webservers:
 	@./deployments/webservers.sh
+
+# ssh-keygen and minisign, for the tests of signatures. As root they are installed where they are missing.
+signers:
+	@./deployments/signers.sh
 
 # The servers of tests/stores/: wheels in an environment of their own, Azurite from npm, Ceph of the distribution.
 stores: .venv-stores/.installed

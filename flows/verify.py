@@ -23,7 +23,7 @@ from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.job_file import with_absolute_paths
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.run_view import RunView
-from tasks.verify import ask_public, compare_listing, draw, open_check, parts, read_part
+from tasks.verify import ask_public, begin_proof, compare_listing, draw, make_proof, open_check, parts, read_part
 
 public_report: PublicReport | None = None  # of this process's last check of public addresses
 
@@ -41,6 +41,7 @@ def verify(
     seed: int | None = None,
     wait: bool = False,
     public: bool = False,
+    proof: bool = False,
 ) -> State[Any]:
     """Read the objects at the destination, all or a sample, and compare them with the ledger.
 
@@ -51,11 +52,12 @@ def verify(
         seed: Draw the sample of an earlier run again; that run's message names its seed. Default: a new sample.
         wait: Wait while another run of the job holds the lease. Without it, this run fails and names the other run.
         public: Ask for the public addresses as visitors do, and read nothing at the destination.
+        proof: Write a proof into the state that can be checked without Ferry (docs/how-to/proof.md).
     """
     configure_logging()
     interrupts = signals.current()
     interrupts.listen()
-    state = run_check(with_absolute_paths(job, Path.cwd()), list_only, sample, seed, wait, interrupts, public)
+    state = run_check(with_absolute_paths(job, Path.cwd()), list_only, sample, seed, wait, proof, interrupts, public)
     if not wait_for_server(interrupts):
         return state
     warn = get_run_logger().warning
@@ -68,6 +70,7 @@ def run_check(
     sample: str | int | None,
     seed: int | None,
     wait: bool,
+    proof: bool,
     interrupts: signals.Interrupts,
     public: bool = False,
 ) -> State[Any]:
@@ -87,6 +90,8 @@ def run_check(
         ):
             follower.pause_by(check.progress.pause)
             mark_predecessor(check.lease, own, warn)
+            if proof:
+                begin_proof(check, job)
             if sample is not None:
                 draw(check, sample, seed)
             bounds = parts(check)
@@ -96,11 +101,14 @@ def run_check(
                 for part in bounds:
                     read_part(check, part)
             check.end()
+            made = make_proof(check, job, str(own), list_only=list_only) if proof else None
     except signals.Interrupted as interrupt:
         return Cancelled(message=str(interrupt).partition(";")[0])
     except FerryError as error:
         return Failed(message=failure_message(error))
-    return Completed(message=check.message) if check.proven else Failed(message=check.message)
+    message = f"{made.message}. {check.message}" if made else check.message
+    proven = check.proven and not (made and made.reasons)
+    return Completed(message=message) if proven else Failed(message=message)
 
 
 def _check_public(job: Job, sample: str | int | None, seed: int | None, interrupts: signals.Interrupts) -> State[Any]:

@@ -7,15 +7,18 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ferry.core import Fatal, Outcome, Progress
-from ferry.cutover import PublicReport, check_public
+from ferry.cutover import PublicReport, check_public, create_addresses
 from ferry.images import kind_of_type
 from ferry.job import Checks, Job
 from ferry.planning import check_locations
+from ferry.proof import Proof, Readings, write_proof
+from ferry.proof import Verification as Done
 from ferry.reconcile import (
     EVERYTHING,
     Evidence,
@@ -28,7 +31,7 @@ from ferry.reconcile import (
     read_back,
     verify_parts,
 )
-from ferry.state import Lease, State, hold_lease, last_run_no, read_plan, write_end
+from ferry.state import Lease, State, folded_ledger, hold_lease, last_run_no, read_plan, write_end
 from ferry.storage import Store, open_store, run_preflight
 from ferry.transfer import lesser_check_of
 from tasks import secrets, state_location
@@ -58,6 +61,8 @@ class Verification:
     unread: int = 0
     unread_first: str = ""
     parts_done: int = 0
+    readings: Readings | None = None  # of a verification that ends in a proof
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def add(self, result: Verified) -> None:
         """Write wrong objects, and objects that are right again, to the ledger, and add the counts.
@@ -67,6 +72,8 @@ class Verification:
         if not self.lease.regain():
             raise Fatal("another run has taken the lease on the state; this verification ends without more outcomes")
         note_verified(self.state, result, self.run_no, self.parts_done)
+        if self.readings is not None:
+            self.readings.add(result.readings)
         self.parts_done += 1
         self.checked += result.checked
         self.bytes += result.bytes
@@ -154,6 +161,14 @@ def open_check(
         yield Verification(state, store, lease, last_run_no(state) + 1, job.checks)
 
 
+def begin_proof(check: Verification, job: Job) -> None:
+    """Have the verification note what a proof needs. Raises UserError if `public_url` gives two keys one address."""
+    if job.public_url is not None:
+        with folded_ledger(check.state) as con:
+            create_addresses(con, job)
+    check.readings = Readings(check.state.spool_dir / "readings.csv")
+
+
 def draw(check: Verification, sample: str | int, seed: int | None) -> None:
     """Draw the sample of objects to read, instead of all."""
     check.sample = draw_sample(check.state, sample, seed)
@@ -173,7 +188,10 @@ def read_part(check: Verification, bounds: tuple[str, str]) -> int:
 
     async def read() -> Verified:
         try:
-            return await read_back(check.destination, outcomes, check.run_no, check.progress, check.lesser_check)
+            return await read_back(
+                check.destination, outcomes, check.run_no, check.progress, check.lesser_check,
+                both=check.readings is not None,
+            )  # fmt: skip
         finally:
             await check.destination.disconnect()
 
@@ -200,3 +218,20 @@ def ask_public(job: Job, progress: Progress, sample: str | int | None, seed: int
     state_location.refuse_lost_state(str(job.state))
     access = secrets.destination_access(job)
     return check_public(job, state_of(job, access), access.network, progress, sample, seed)
+
+
+@task(name="write-proof", cache_policy=NO_CACHE, persist_result=False)
+def make_proof(check: Verification, job: Job, flow_run: str, *, list_only: bool) -> Proof:
+    """Write the proof of a verification that has ended into the state."""
+    assert check.readings is not None
+    drawn = check.sample is not EVERYTHING
+    done = Done(
+        "listing" if list_only else "sample" if drawn else "whole",
+        check.started_at, datetime.now(UTC), check.checked, check.bytes, check.missing, check.altered, check.unread,
+        check.unproven, {str(kind): count for kind, count in check.by.items()}, check.unread_first,
+        check.sample.seed if drawn else None, check.sample.of,
+    )  # fmt: skip
+    try:
+        return write_proof(check.state, job, check.readings.path, done, check.sample, check.destination.list, flow_run)
+    finally:
+        check.readings.path.unlink(missing_ok=True)

@@ -230,6 +230,7 @@ for where, group, number, text in (
     ("failures:failures", MOVE, 4, "List the failed rows: by class and host with what to do, then row by row."),
     ("check:check", START, 4, "Copy a sample and delete it again, and predict time, failures and cost of the run."),
     ("export:export", MOVE, 6, "Write the map from old to new addresses, redirects, or the failures, to a file."),
+    ("prove:prove", MOVE, 6, "Verify the destination, and write a proof that can be checked without Ferry."),
     ("control:pause", MOVE, 7, "Pause the live run. It waits, and keeps the lease."),
     ("control:resume", MOVE, 8, "Resume a paused run."),
     ("control:cancel", MOVE, 9, "End the live run as a Ctrl-C does. The next run resumes."),

@@ -174,13 +174,13 @@ def migrate_here(
     return exit_code(interrupts, state, flow.report)
 
 
-def run_flow(flow: Any, *parameters: Any) -> Any:
+def run_flow(flow: Any, *parameters: Any, **named: Any) -> Any:
     """Run a flow in this process and return its final state, also if it was cancelled before its start."""
     from prefect.exceptions import Abort
     from prefect.states import Cancelled
 
     try:
-        return flow(*parameters, return_state=True)
+        return flow(*parameters, **named, return_state=True)
     except Abort:
         return Cancelled(message="cancelled at Prefect before its start; nothing was done")
 

@@ -1,0 +1,126 @@
+"""`ferry prove`: verify the destination, and write a proof that can be checked without Ferry."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ferry.core import UserError
+from flows.cli import local_run
+from flows.cli.output import JsonFlag, print_json
+from flows.running import signals
+from tasks.job_file import load_job
+
+
+def prove(
+    job_file: Path,
+    *,
+    out: Annotated[Path | None, Parameter(help="Also write the proof into this folder, which is new or empty.")] = None,
+    sign: Annotated[Path | None, Parameter(help="Sign it with this private key of ssh or minisign.")] = None,
+    list_: Annotated[
+        bool, Parameter(name="--list", negative="", help="Compare ETags and sizes of a listing. No object is read.")
+    ] = False,
+    sample: Annotated[
+        str | None, Parameter(help="Read objects drawn at random: a share such as `1%`, or a count.")
+    ] = None,
+    seed: Annotated[int | None, Parameter(help="Draw the sample with this seed again.")] = None,
+    json_: JsonFlag = False,
+) -> int:
+    """Verify the destination, and write a proof that can be checked without Ferry."""
+    with signals.ended_by_the_system():
+        from ferry.proof import last_proof, signer_for
+        from ferry.reconcile import check_choice
+        from ferry.state import read_plan
+        from flows.cli import terminal
+        from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
+        from flows.running import reporter
+        from tasks.state_location import state_of
+
+    check_choice(list_, sample, seed)
+    signer = signer_for(sign) if sign else None
+    target = _new_folder(out) if out else None
+    job = load_job(job_file)
+    folder = job_file.absolute().parent
+    if read_plan(local_run.state_to_read(job, job_file)) is None:
+        raise UserError(f"{job.name} never ran, so there is nothing to prove; start with `ferry run {job_file}`")
+    local_run.refuse_second_run(job)
+    draw = terminal.is_terminal() and not json_
+    local_run.say_start(job, folder)
+    reporter.progress_drawer = terminal.draw_progress if draw else None
+    with prefect_for(folder, quiet=draw):
+        load_flows()
+        from flows.verify import verify as verify_flow
+
+        before = last_proof(state_of(job))
+        interrupts = signals.current()
+        with interrupts.listening(), tagged():
+            ended = run_flow(verify_flow, job, list_, sample, seed, proof=True)
+        code, end = exit_code(interrupts, ended)
+        state = state_of(job)
+        made = last_proof(state)
+    if made is None or made == before:
+        if json_:
+            print_json({"error": str(end), "exit_code": code})
+        terminal.error(str(end))
+        return code
+    signature = _deliver(state, made, target, signer)
+    if json_:
+        print_json(
+            {
+                "exit_code": code, "ok": code == 0, "message": str(end), "state": f"{state.uri}/{made}",
+                "folder": str(out) if out else None, "signature": signature,
+            }
+        )  # fmt: skip
+    else:
+        terminal.out.print(terminal.shown(str(end)))
+        terminal.out.print(f"proof: {terminal.shown(str(out or f'{state.uri}/{made}'))}")
+    return code
+
+
+def _new_folder(out: Path) -> Path:
+    """Returns the folder's absolute path. Raises UserError unless it can be made or is empty."""
+    target = out.absolute()  # now: a Prefect server changes the working directory
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--out {out}: it exists and is not an empty folder; name a new one")
+    if not target.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {target.parent} does not exist; make it first")
+    return target
+
+
+def _deliver(state: Any, name: str, target: Path | None, signer: Any) -> str | None:
+    """Signs the proof, copies it to ``target``, and returns the signature's name.
+
+    The folder appears complete or not at all: it is built beside its place and renamed. Raises UserError.
+    """
+    from ferry.proof import TAGS, copy_proof, sign
+
+    if target is None and signer is None:
+        return None
+    with _beside(target) as built:
+        copy_proof(state, name, built)
+        signature = None
+        if signer is not None:
+            signature = sign(signer, built / TAGS)
+            state.write(f"{name}/{signature.name}", signature.read_bytes())
+        if target is not None:
+            built.chmod(0o755)
+            built.replace(target)
+    return signature.name if signature else None
+
+
+@contextlib.contextmanager
+def _beside(target: Path | None) -> Iterator[Path]:
+    """Yields a new folder beside ``target``, or a temporary one. Raises UserError if the disk refuses."""
+    where = target.parent if target else None
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ferry-proof-", dir=where, ignore_cleanup_errors=True) as name:
+            built = Path(name) / "proof"
+            built.mkdir()
+            yield built
+    except OSError as exc:
+        raise UserError(f"cannot write the proof: {exc.strerror or exc}. It is in the state") from None
