@@ -84,15 +84,15 @@ def test_every_yaml_job_in_the_docs_loads(tmp_path: Path) -> None:
 def test_what_init_comments_out_is_valid_too(tmp_path: Path) -> None:
     """The commented settings of `ferry init` load when somebody takes the `#` away."""
     text = draft(Path("x.yaml"))
-    opened = re.sub(
-        r"^# (?=(source|key|checks|on_existing|failure_budget|limits|state|  ))", "", text, flags=re.MULTILINE
-    )
+    names = "source|key|public_url|checks|on_existing|failure_budget|limits|state|  "
+    opened = re.sub(rf"^# (?=({names}))", "", text, flags=re.MULTILINE)
     kept = [line for line in opened.splitlines() if not re.match(r"  destination:|    (uri|endpoint|cred)", line)]
     job_file = tmp_path / "job.yaml"
     job_file.write_text("\n".join(kept))
     job = load_job(job_file)
     assert job.source.url == "https://img.old.example/{id}.jpg"
     assert job.key == "{sku}/{source.name}"
+    assert job.public_url == "https://img.new.example/{key}"
 
 
 def test_state_md_lists_every_column() -> None:

@@ -73,6 +73,7 @@ def _text(file: Path, name: str, manifest: str | None, destination: str | None, 
         _destination(destination or DESTINATION),
         _source(look),
         f'# key: "{_key(look)}"       # default: the key column, else the path of the URL\n'
+        '# public_url: "https://img.new.example/{key}"   # where visitors get the copies: for redirects and reports\n'
         "# checks: image                    # none, length, image, decode\n"
         "# on_existing: skip-same           # skip-same, skip, overwrite, fail\n"
         "# failure_budget: 1%               # with more failures, the run is Failed\n"

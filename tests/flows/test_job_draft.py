@@ -51,6 +51,7 @@ def test_its_comments_are_settings(folder: Path) -> None:
     found = job_of(on)
     assert found["source"]["allow_private_addresses"] == ["10.0.0.1"]
     assert found["key"] == "{sku}-{n}.{source.ext}"
+    assert found["public_url"] == "https://img.new.example/{key}"
     assert found["limits"] == {"hosts": {"img.shop.example": {"requests_per_s": 50}}}
 
 
