@@ -63,7 +63,7 @@ def create_addresses(con: duckdb.DuckDBPyConnection, job: Job) -> None:
             SELECT * EXCLUDE (asked), unnest(asked) AS address FROM copies
         )
         SELECT DISTINCT * EXCLUDE (address, full_id, old), {_WEB} AS old_url
-        FROM (SELECT *, {_old_address(job)} AS old, $root || key AS destination, {new} AS public_url FROM each)
+        FROM (SELECT *, {old_address(job)} AS old, $root || key AS destination, {new} AS public_url FROM each)
         """,
         {"root": job.destination.uri_of("")},
     )
@@ -83,12 +83,12 @@ def create_uncopied(con: duckdb.DuckDBPyConnection, job: Job) -> None:
                    unnest(list_concat([source], coalesce(alternatives, []))) AS address
             FROM manifest ANTI JOIN addresses USING (row_id)
         )
-        SELECT DISTINCT row_id, {_WEB} AS old_url FROM (SELECT *, {_old_address(job)} AS old FROM each)
+        SELECT DISTINCT row_id, {_WEB} AS old_url FROM (SELECT *, {old_address(job)} AS old FROM each)
         """
     )
 
 
-def _old_address(job: Job) -> str:
+def old_address(job: Job) -> str:
     """Returns SQL for the old address of `address`, one of the addresses of a row with `source` and `full_id`."""
     if job.source.public_url is None:
         return "address"

@@ -3,6 +3,7 @@
 from ferry.manifest.load import NORMALISED, LoadedManifest, globs, load_manifest, matches_globs
 from ferry.manifest.look import URL_OF_IDS, Look, look_at
 from ferry.manifest.normalize import base_row_id
+from ferry.manifest.text import excerpt
 
 __all__ = [
     "NORMALISED",
@@ -10,6 +11,7 @@ __all__ = [
     "LoadedManifest",
     "Look",
     "base_row_id",
+    "excerpt",
     "globs",
     "load_manifest",
     "look_at",

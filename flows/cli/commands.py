@@ -231,6 +231,12 @@ for where, group, number, text in (
     ("check:check", START, 4, "Copy a sample and delete it again, and predict time, failures and cost of the run."),
     ("export:export", MOVE, 6, "Write the map from old to new addresses, redirects, or the failures, to a file."),
     ("prove:prove", MOVE, 6, "Verify the destination, and write a proof that can be checked without Ferry."),
+    (
+        "missing:missing",
+        MOVE,
+        6,
+        "List addresses of access logs that have no copy, most asked first, with what to do.",
+    ),
     ("control:pause", MOVE, 7, "Pause the live run. It waits, and keeps the lease."),
     ("control:resume", MOVE, 8, "Resume a paused run."),
     ("control:cancel", MOVE, 9, "End the live run as a Ctrl-C does. The next run resumes."),

@@ -44,7 +44,7 @@ def test_a_cdn_before_the_cutover(project: Project, origin: Origin, cdn: Origin)
     document = project.ferry("verify", "job.yaml", "--public", "--json").expect(1).json
     assert (document["checked"], document["differ"], document["exit_code"]) == (12, 2, 1)
     lines = list(csv.DictReader((project.state / document["rows_file"]).read_text().splitlines()))
-    assert [line["key"] for line in lines] == [f"images/p000{n}.jpg" for n in (1, 2)]
+    assert sorted(line["key"] for line in lines) == [f"images/p000{n}.jpg" for n in (1, 2)]
     project.ferry("verify", "job.yaml").expect(0)
     sampled = project.ferry("verify", "job.yaml", "--public", "--sample", "3", "--json").json
     assert sampled["checked"] == 3

@@ -63,7 +63,7 @@ def numbered(count: int) -> list[str]:
 
 
 def test_right_addresses(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
-    """All is right: each address is asked once, by its bytes, and the state has what was compared. No secret is sent."""
+    """All is right: each address is asked once, by its bytes, and the state has the result. No secret is sent."""
     paths = ["/a%20b.jpg", "/a%2Bb.jpg", "/%C3%BC/%25.jpg", "/1.jpg"]
     secret = {"X-Key": "env:NOT_SET", "Accept": "image/avif", "Referer": "https://old.example/"}
     source = {
