@@ -58,7 +58,7 @@ def export(
 
     ``form`` is one of FORMATS; by default the extension decides: csv, parquet or xlsx. With ``full``, addresses are
     unredacted and may contain signatures. The file appears under its name once it is complete. Tables, and files with
-    signatures, have mode 0600; redirects have the mode of new files, since servers read them as users of their own.
+    whole addresses, have mode 0600; redirects have the mode of new files, since servers read them as other users.
 
     Raises UserError for a job that was not planned, for addresses that cannot be used, for a file that cannot be
     written, and for more rows than the format can have.
@@ -70,7 +70,8 @@ def export(
             f"--format {form} needs the new addresses: set `public_url` in the job, such as "
             "`public_url: https://img.new.example/{key}`"
         )
-    with _whole_file(path, private=target is None or full) as part, folded_ledger(state) as con:
+    private = full or target is None or target.sight.as_written
+    with _whole_file(path, private=private) as part, folded_ledger(state) as con:
         if target is not None:
             return _redirects(con, job, target, part, at, full=full)
         return _table(con, job, what, form, part, full=full)

@@ -13,7 +13,10 @@ from flows.cli import local_run
 from flows.cli.output import JsonFlag, print_json
 from tasks.job_file import load_job
 
-Format = Literal["csv", "parquet", "xlsx", "nginx-map"]
+Format = Literal[
+    "csv", "parquet", "xlsx", "nginx-map", "apache-rewritemap", "haproxy-map", "caddy", "cloudflare-bulk-redirects",
+    "s3-routing", "sql",
+]  # fmt: skip
 
 
 def export(

@@ -77,7 +77,7 @@ class Odd(NamedTuple):
     visits: list[Visit]
 
 
-def odd_addresses(count: int, seed: int = 1, *, without_copy: int = 200) -> Odd:
+def odd_addresses(count: int, longest: int, seed: int = 1, *, without_copy: int = 200) -> Odd:
     """Returns addresses with characters that configuration files, servers and clients treat in ways of their own."""
     draw = random.Random(seed)
     rows: list[dict[str, str]] = []
@@ -120,7 +120,7 @@ def odd_addresses(count: int, seed: int = 1, *, without_copy: int = 200) -> Odd:
     add(HOSTS[0], "/a%3Fb", "c")
     add(HOSTS[0], "/a", "b?c")
     add(HOSTS[0], "/a%3Fb%3Fc")
-    add(HOSTS[0], "/" + "long" * 250 + "/" + quote("日" * 30))
+    add(HOSTS[0], "/" + "l" * (longest - 300) + "/" + quote("日" * 25))
     for number in range(8):  # twins of case, one of them without a copy
         add(HOSTS[2], f"/Twin/{number}.jpg")
         add(HOSTS[2], f"/twin/{number}.JPG", missing=number % 2 == 1)

@@ -1,9 +1,16 @@
 """Redirects from old addresses to new ones, as files of web servers and services."""
 
+from ferry.cutover.redirects.apache import Apache
+from ferry.cutover.redirects.caddy import Caddy
+from ferry.cutover.redirects.cloudflare import Cloudflare
+from ferry.cutover.redirects.haproxy import HAProxy
 from ferry.cutover.redirects.nginx import Nginx
 from ferry.cutover.redirects.pairs import LeftOut, Pair, Pairs, make_pairs
+from ferry.cutover.redirects.s3 import S3
+from ferry.cutover.redirects.sql import Sql
 from ferry.cutover.redirects.target import Limit, Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Nginx(),)}
+_ALL: tuple[Target, ...] = (Nginx(), Apache(), HAProxy(), Caddy(), Cloudflare(), S3(), Sql())
+TARGETS = {target.name: target for target in _ALL}
 
 __all__ = ["TARGETS", "LeftOut", "Limit", "Pair", "Pairs", "Target", "make_pairs"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 from ferry.core import holds_secret
 from ferry.cutover.redirects.old_address import Asked, asked
@@ -33,10 +35,12 @@ class Sight(NamedTuple):
 
     longest: int  # bytes of host, path and query together
     longest_new: int  # bytes of the new address
+    longest_pair: int = 1 << 30  # bytes of both together
     merge_slashes: bool = True  # `//a` is `/a`
     ignore_case: bool = False  # `/A` is `/a`
     queries: bool = True  # it can compare the query
-    null: bool = False  # it can hold %00
+    as_written: bool = False  # it has whole addresses, as the list writes them: in `path`
+    utf8: bool = False  # it can hold only paths that are UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,11 @@ class LeftOut:
                 "--full includes them, with the credential",
             ),
             (self.served, "old addresses are left out because the new store serves other or the same objects there"),
-            (self.unfit, "old addresses are left out because they are longer than the target allows, or hold %00"),
+            (
+                self.unfit,
+                "old addresses are left out because they are longer than the target allows, or hold %00 or other "
+                "characters that it cannot hold",
+            ),
         )
         return [f"{count:,} {text}" for count, text in reasons if count]
 
@@ -94,14 +102,16 @@ class Pairs:
         ((value,),) = self.con.execute(f"SELECT coalesce({what}, 0) FROM redirects WHERE {where}").fetchall()
         return int(value)
 
-    def select(self, where: str = "true") -> Iterator[Pair]:
-        """Yields the pairs, each group of twins together, the others in the order of the manifest."""
+    def rows(self, columns: str, where: str = "true") -> Iterator[tuple[Any, ...]]:
+        """Yields columns of the pairs, each group of twins together, the others in the order of the manifest."""
         cursor = self.con.cursor()
-        cursor.execute(
-            f"SELECT host, path, query, new, twins FROM redirects WHERE {where} ORDER BY twins, row_no, path, query"
-        )
+        cursor.execute(f"SELECT {columns} FROM redirects WHERE {where} ORDER BY twins, row_no, path, query")
         while batch := cursor.fetchmany(BATCH_ROWS):
-            yield from map(Pair._make, batch)
+            yield from batch
+
+    def select(self, where: str = "true") -> Iterator[Pair]:
+        """Yields the pairs in the order of :meth:`rows`."""
+        return map(Pair._make, self.rows("host, path, query, new, twins", where))
 
     def heading(self) -> list[str]:
         """Returns the first comment lines of a file: job, time, rows, and what is left out."""
@@ -122,27 +132,30 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
     | with a credential in its query, the path's only one | a redirect for the path, whatever the query is |
     | with a credential in its query, others have the path | secret; with ``full`` a redirect for this query |
     | that is itself a new address | served: a redirect would hide the object there |
-    | longer than the target allows, or with %00 where it cannot have it | unfit |
+    | longer than the target allows, or with %00 or other characters that it cannot hold | unfit |
 
     The column `twins` numbers, from 0, groups of old addresses that differ only in case, where the target ignores case.
     Rows without a copy are in these groups, too. It is NULL for all other addresses.
     """
     _create_asked(con, sight)
     query = "asked.query" if sight.queries else "''"
-    secret = "secret AND NOT $full" if sight.queries else "false"
+    secret = "secret AND NOT $full" if sight.queries else "false AND NOT $full"  # a path alone holds no credential
+    alone = "false" if sight.as_written else f"count(DISTINCT {query}) OVER (PARTITION BY asked.host, asked.path) = 1"
     con.execute(
         f"""
         CREATE OR REPLACE TABLE seen AS
         WITH known AS (
-            SELECT row_no, new, asked.host AS host, asked.path AS path, {query} AS query, {secret} AS hidden,
-                   count(DISTINCT {query}) OVER (PARTITION BY asked.host, asked.path) AS queries
+            SELECT row_no, id, key, new, asked.host AS host, asked.path AS path, {query} AS query, {secret} AS hidden,
+                   {alone} AS alone, asked.query AS asked_query
             FROM asked WHERE asked IS NOT NULL
         )
-        SELECT host, path, CASE WHEN hidden AND queries = 1 THEN '' ELSE query END AS query, min(row_no) AS row_no,
-               bool_or(hidden AND queries > 1) AS secret, min(new) AS new, count(DISTINCT new) > 1 AS ambiguous
-        FROM known GROUP BY ALL
+        SELECT host, path, CASE WHEN hidden AND alone THEN '' ELSE query END AS query, min(row_no) AS row_no,
+               arg_min(id, row_no) AS id, arg_min(key, row_no) AS key, bool_or(hidden AND NOT alone) AS secret,
+               min(new) AS new, count(DISTINCT new) > 1
+               OR (count(DISTINCT asked_query) > 1 AND bool_or(new IS NULL)) AS ambiguous
+        FROM known GROUP BY 1, 2, 3
         """,
-        {"full": full} if sight.queries else None,
+        {"full": full},
     )
     fold = "host, lower(path), lower(query)" if sight.ignore_case else "host, path, query"
     con.execute(
@@ -159,14 +172,17 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
             WHEN t.new IS NULL THEN 'without_copy' WHEN ambiguous THEN 'ambiguous' WHEN secret THEN 'secret'
             WHEN n.host IS NOT NULL THEN 'served'
             WHEN length(t.host) + length(t.path) + length(t.query) > {sight.longest}
-                 OR length(t.new) > {sight.longest_new} OR ({not sight.null} AND contains(t.path, '%00')) THEN 'unfit'
+                 OR length(t.new) > {sight.longest_new}
+                 OR length(t.host) + length(t.path) + length(t.query) + length(t.new) > {sight.longest_pair}
+                 OR contains(t.path, '%00')
+                 OR ({sight.utf8} AND NOT is_utf8(t.path)) THEN 'unfit'
             ELSE 'redirect' END AS verdict
         FROM twin t LEFT JOIN new n ON t.host = n.host AND t.path = n.path AND t.query = n.query
         """
     )
     con.execute(
         """
-        CREATE OR REPLACE TABLE redirects AS SELECT host, path, query, new, row_no,
+        CREATE OR REPLACE TABLE redirects AS SELECT host, path, query, new, row_no, id, key,
                CASE WHEN twins IS NOT NULL THEN dense_rank() OVER (ORDER BY twins NULLS LAST) - 1 END AS twins
         FROM judged WHERE verdict = 'redirect'
         """
@@ -178,22 +194,28 @@ def _create_asked(con: duckdb.DuckDBPyConnection, sight: Sight) -> None:
     """Creates `asked`: all old addresses as the target sees them, with the new one of each row that has a copy."""
 
     def split(url: str) -> dict[str, str] | None:
-        found = asked(url, sight.merge_slashes)
+        found = Asked("", url, "") if sight.as_written else asked(url, sight.merge_slashes)
         return None if found is None else found._asdict()
 
     def is_secret(url: str) -> bool:
         return bool(holds_secret("?" + url.partition("?")[2]))
 
+    def is_utf8(path: str) -> bool:
+        with contextlib.suppress(UnicodeDecodeError):
+            return bool(unquote(path, errors="strict"))
+        return False
+
     struct = con.struct_type(dict.fromkeys(Asked._fields, con.string_type()))
     con.create_function("asked", split, ["VARCHAR"], struct)
     con.create_function("is_secret", is_secret, ["VARCHAR"], "BOOLEAN")
+    con.create_function("is_utf8", is_utf8, ["VARCHAR"], "BOOLEAN")
     con.create_function("encoded", lambda url: str(url).translate(_ESCAPED), ["VARCHAR"], "VARCHAR")
     con.execute(
         """
         CREATE OR REPLACE TABLE asked AS
-        SELECT row_no, asked(old_url) AS asked, is_secret(old_url) AS secret, encoded(public_url) AS new
-        FROM (SELECT row_no, old_url, public_url FROM addresses
-              UNION ALL SELECT NULL, old_url, NULL FROM uncopied) WHERE old_url IS NOT NULL
+        SELECT row_no, id, key, asked(old_url) AS asked, is_secret(old_url) AS secret, encoded(public_url) AS new
+        FROM (SELECT row_no, id, key, old_url, public_url FROM addresses
+              UNION ALL BY NAME SELECT old_url FROM uncopied) WHERE old_url IS NOT NULL
         """
     )
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from ferry.cutover import export
+from ferry.cutover.redirects import TARGETS
 from tests.support import webservers
 from tests.support.proxies import Program, find
 from tests.support.redirects import Visit, Visitor, odd_addresses, other_spellings, stored
@@ -28,15 +29,22 @@ class Server(NamedTuple):
     start: Callable[[Path, Path], Program]
 
 
-SERVERS = [Server("nginx", "nginx-map", webservers.Nginx)]
+SERVERS = [
+    Server("nginx", "nginx-map", webservers.Nginx),
+    Server("apache2", "apache-rewritemap", webservers.Apache),
+    Server("apache2", "apache-rewritemap", webservers.ApacheDatabase),
+    Server("haproxy", "haproxy-map", webservers.HAProxy),
+    Server("caddy", "caddy", webservers.Caddy),
+]
 
 
-@pytest.mark.parametrize("server", SERVERS, ids=[server.form for server in SERVERS])
+@pytest.mark.parametrize("server", SERVERS, ids=[server.start.__name__ for server in SERVERS])
 def test_odd_addresses(server: Server, tmp_path: Path) -> None:
     """Each address, in each spelling of its path, answers 301 to its own new address. Rows without a copy do not."""
     if find(server.program) is None:
         pytest.skip(webservers.missing(server.program))
-    odd = odd_addresses(COUNT)
+    sight = TARGETS[server.form].sight
+    odd = odd_addresses(COUNT, min(sight.longest, sight.longest_pair - 100))
     state, job = stored(tmp_path, odd.rows)
     file = tmp_path / "redirects"
     written = export(state, job, file, at=AT, form=server.form)
