@@ -47,7 +47,6 @@ app = App(
 
 
 app.register_install_completion_command(help="Install completion for your shell (bash, zsh or fish).")
-SHOWN_WRONG = 50  # objects that `ferry verify` names at most
 
 
 @app.command(group=MOVE, sort_key=1)
@@ -156,87 +155,16 @@ def _selection(limit: int | None, sample: int | None, retry_failed: tuple[str, .
     return selection
 
 
-@app.command(group=MOVE, sort_key=5)
-def verify(
-    job_file: Path,
-    *,
-    list_: Annotated[
-        bool,
-        Parameter(name="--list", negative="", help="Compare only the ETags and sizes of a listing. No object is read."),
-    ] = False,
-    sample: Annotated[
-        str | None, Parameter(help="Read objects drawn at random: a share such as `1%`, or a count.")
-    ] = None,
-    seed: Annotated[int | None, Parameter(help="Draw the sample with this seed again.")] = None,
-    public: Annotated[
-        bool, Parameter(negative="", help="Ask for the public addresses instead, as visitors do (public_url).")
-    ] = False,
-    json_: JsonFlag = False,
-) -> int:
-    """Read the destination, all of it or a sample, and compare it with the ledger."""
-    with signals.ended_by_the_system():
-        from ferry.cutover import public_site
-        from ferry.reconcile import check_choice
-        from ferry.state import folded_ledger, select_wrong
-        from flows.cli import terminal
-        from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
-        from flows.cli.public import show_public
-        from flows.running import reporter
-        from tasks.state_location import state_of
-
-    check_choice(list_, sample, seed, public)
-    job = load_job(job_file)
-    if public:
-        public_site(job)
-    else:
-        local_run.refuse_second_run(job)
-    draw = terminal.is_terminal() and not json_
-    local_run.say_start(job, job_file.absolute().parent)
-    reporter.progress_drawer = terminal.draw_progress if draw else None
-    with prefect_for(job_file.absolute().parent, quiet=draw):
-        load_flows()
-        from flows import verify as flow
-
-        interrupts = signals.current()
-        with interrupts.listening(), tagged():
-            state = run_flow(flow.verify, job, list_, sample, seed, False, public)
-    code, end = exit_code(interrupts, state)
-    if flow.public_report is not None and code < 2:
-        return show_public(flow.public_report, code, as_json=json_)
-    wrong: list[dict[str, str]] = []
-    if code == 1:
-        with folded_ledger(state_of(job)) as con:
-            wrong = select_wrong(con, SHOWN_WRONG)
-    if json_:
-        if code > 1:
-            print_json({"error": str(end), "exit_code": code})
-        else:
-            print_json({"exit_code": code, "message": str(state.message), "ok": code == 0, "wrong": wrong})
-    elif code > 1:
-        terminal.error(str(end))
-    else:
-        for what, key, why in ((line["error_class"], line["key"], line["message"]) for line in wrong):
-            terminal.out.print(f"[red]{what}[/red]  {terminal.shown(key)}  [dim]{terminal.shown(why)}[/dim]")
-        if len(wrong) == SHOWN_WRONG:
-            terminal.out.print("... only the first are shown; the ledger has all of them (docs/reference/state.md)")
-        terminal.out.print(terminal.shown(state.message))
-    return code
-
-
 # Loaded when they are used. Their help is here, since the list of commands would load them, too.
 for where, group, number, text in (
     ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
     ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
     ("failures:failures", MOVE, 4, "List the failed rows: by class and host with what to do, then row by row."),
     ("check:check", START, 4, "Copy a sample and delete it again, and predict time, failures and cost of the run."),
+    ("verify:verify", MOVE, 5, "Read the destination, all of it or a sample, and compare it with the ledger."),
     ("export:export", MOVE, 6, "Write the map from old to new addresses, redirects, or the failures, to a file."),
     ("prove:prove", MOVE, 6, "Verify the destination, and write a proof that can be checked without Ferry."),
-    (
-        "missing:missing",
-        MOVE,
-        6,
-        "List addresses of access logs that have no copy, most asked first, with what to do.",
-    ),
+    ("missing:missing", MOVE, 6, "List addresses of access logs that have no copy, most asked first, with what to do."),
     ("control:pause", MOVE, 7, "Pause the live run. It waits, and keeps the lease."),
     ("control:resume", MOVE, 8, "Resume a paused run."),
     ("control:cancel", MOVE, 9, "End the live run as a Ctrl-C does. The next run resumes."),

@@ -37,32 +37,19 @@ def prove(
         from ferry.reconcile import check_choice
         from ferry.state import read_plan
         from flows.cli import terminal
-        from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
-        from flows.running import reporter
-        from tasks.state_location import state_of
+        from flows.cli.verify import verify_here
 
     check_choice(list_, sample, seed)
     signer = signer_for(sign) if sign else None
     target = _new_folder(out) if out else None
     job = load_job(job_file)
-    folder = job_file.absolute().parent
-    if read_plan(local_run.state_to_read(job, job_file)) is None:
+    state = local_run.state_to_read(job, job_file)
+    if read_plan(state) is None:
         raise UserError(f"{job.name} never ran, so there is nothing to prove; start with `ferry run {job_file}`")
     local_run.refuse_second_run(job)
-    draw = terminal.is_terminal() and not json_
-    local_run.say_start(job, folder)
-    reporter.progress_drawer = terminal.draw_progress if draw else None
-    with prefect_for(folder, quiet=draw):
-        load_flows()
-        from flows.verify import verify as verify_flow
-
-        before = last_proof(state_of(job))
-        interrupts = signals.current()
-        with interrupts.listening(), tagged():
-            ended = run_flow(verify_flow, job, list_, sample, seed, proof=True)
-        code, end = exit_code(interrupts, ended)
-        state = state_of(job)
-        made = last_proof(state)
+    before = last_proof(state)
+    code, end, _ = verify_here(job, job_file, as_json=json_, list_only=list_, sample=sample, seed=seed, proof=True)
+    made = last_proof(state)
     if made is None or made == before:
         if json_:
             print_json({"error": str(end), "exit_code": code})
