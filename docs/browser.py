@@ -97,8 +97,10 @@ class Browser:
             raise RuntimeError(answer["exceptionDetails"].get("exception", {}).get("description", script))
         return answer["result"].get("value")
 
-    def open(self, url: str, shows: str, *, width: int = 1360, height: int = 900) -> None:
+    def open(self, url: str, shows: str, *, width: int = 1360, height: int = 900, scheme: str = "light") -> None:
         """Opens a page and waits until its text holds ``shows`` (a regular expression). Raises RuntimeError."""
+        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._ask("Emulation.setEmulatedMedia", features=wanted)
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._ask("Page.navigate", url=url)
         self.wait(shows)

@@ -172,6 +172,22 @@ def delta_run(scene: Scene, library: Library, s3: S3Server) -> None:
     scene.picture("runs")
 
 
+def report(scene: Scene) -> None:
+    """The report of the job: light, dark, and on a phone."""
+    scene.command("flows", "report", "job.yaml", "--out", "report.html")
+    page = (scene.folder / "report.html").as_uri()
+    for name, size in (
+        ("report", {"width": 1280, "height": 1250}),
+        ("report-dark", {"width": 1280, "height": 1250, "scheme": "dark"}),
+        ("report-phone", {"width": 390, "height": 1250}),
+    ):
+        scene.browser.open(page, "Report of a migration", **size)
+        if name == "report-dark":
+            scene.browser.evaluate("document.getElementById('time').scrollIntoView()")
+            time.sleep(0.5)
+        scene.picture(name)
+
+
 def deployment(scene: Scene) -> None:
     """The deployment of prefect.yaml, and the form that starts a run."""
     scene.command("prefect", "work-pool", "create", "ferry", "--type", "process")
@@ -207,6 +223,7 @@ def main() -> None:
                 scene = Scene(scene_folder, prefect, origin, browser, environment)
                 run_page(scene)
                 delta_run(scene, library, s3)
+                report(scene)
                 deployment(scene)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

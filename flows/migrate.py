@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -27,7 +28,7 @@ from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.job_file import with_absolute_paths
 from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import delete_removed, reconcile
-from tasks.report import publish, write_summary
+from tasks.report import publish, write_page, write_summary
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.text import Report
 from tasks.result_store import storing_results_in
@@ -139,7 +140,7 @@ def run_job(job: Job, selection: RetrySelection, amount: Amount, wait: bool, int
         if report.is_interrupted:
             cancel_chunks(run, report.stopped)
         write_summary(run, report)
-        return report
+        return replace(report, page=write_page(run))
 
 
 def cancel_chunks(run: Run, why: str) -> None:

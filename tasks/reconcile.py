@@ -10,7 +10,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ferry.core import Stopped
-from ferry.state import read_predicted
 from tasks.reporting.text import SHORTEST_S, Report
 from tasks.run import Run
 
@@ -35,28 +34,27 @@ def reconcile(run: Run) -> Report:
     """
     run.runtime.check_lease()
     pruned = run.pruned is not None and not run.runtime.stopping
-    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, pruned=pruned))
+    snapshot, steady = run.runtime.progress.snapshot(), run.runtime.progress.steady_s
+    rate = snapshot.done / steady if steady >= SHORTEST_S else 0.0
+    answer = json.loads(
+        run.child(
+            "finish", run_no=run.run_no, token=run.lease.token, pruned=pruned,
+            progress={"seconds": snapshot.elapsed_s, "bytes": snapshot.bytes, "rate": rate},
+            whole=not run.runtime.limit_reached and not run.runtime.stopping,
+        )
+    )  # fmt: skip
     if not answer["counts"]["pending"]:
         run.runtime.abandon_uploads()
-    snapshot = run.runtime.progress.snapshot()
     answer["chunk_lines"] = chunk_lines(run, answer["chunk_lines"])
-    steady = run.runtime.progress.steady_s
-    expected = read_predicted(run.state)
-    whole = not run.runtime.limit_reached and not run.runtime.stopping
-    is_of_this_run = expected is not None and whole and expected.is_of(sum(answer["this_run"].values()))
     return Report(
         **answer,
         chunks=len(run.returned) + len(run.incomplete),
         cached=run.cached,
         limited=run.runtime.limit_reached,
         limit_option="--sample" if run.at_random else "--limit",
-        seconds=snapshot.elapsed_s,
-        bytes=snapshot.bytes,
-        rate=snapshot.done / steady if steady >= SHORTEST_S else 0.0,
         stopped=run.runtime.stop_reason,
         why_pending=next(iter(run.incomplete.values()), ""),
         pruned=run.pruned,
-        predicted=(expected.low_s, expected.high_s) if expected is not None and is_of_this_run else None,
         limit_changes=run.pool.limit_changes[-MOST_CHANGES:],
     )
 

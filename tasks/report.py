@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
-from ferry.state import write_end
+from ferry.core import FerryError
+from ferry.state import outcome_table, write_end
 from tasks import prefect_api
-from tasks.reporting.text import Report, delta_table, lost_note, outcome_table, speed, worth_retrying
+from tasks.reporting.text import Report, delta_table, lost_note, speed, worth_retrying
 from tasks.reporting.ui import plain, slug
 from tasks.run import Run
 
@@ -22,14 +24,33 @@ def write_summary(run: Run, report: Report) -> None:
     run.state.write(f"reports/run-{report.run_no:06d}/summary.md", markdown(run.job.name, report).encode())
 
 
+def write_page(run: Run) -> str:
+    """Have the planner process write the report of a run that has ended, and return its address; "" if it cannot.
+
+    The objects have moved: a page that cannot be made is a warning, which `ferry report` may do later.
+    """
+    try:
+        address = run.file(run.child("report", run_no=run.run_no))
+    except FerryError as error:
+        get_run_logger().warning(f"the report was not written ({error}); `ferry report` makes it from the state")
+        return ""
+    return address if "://" in address else Path(address).as_uri()
+
+
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def publish(name: str, report: Report) -> None:
-    """Create the artifacts `<job>-summary`, `<job>-failures` and `<job>-chunks`. A failure to do so is only logged."""
+    """Create the artifacts `<job>-summary`, `<job>-report`, `<job>-failures` and `<job>-chunks`.
+
+    A failure to do so is only logged.
+    """
     key = slug(name)
     with prefect_api.best_effort(get_run_logger().warning, "the run's artifacts"):
         create_markdown_artifact(
             markdown(name, report, retry_command()), key=f"{key}-summary", description=report.totals
         )
+        if report.page:
+            description = "The report as one HTML file"
+            create_link_artifact(report.page, link_text=report.page, key=f"{key}-report", description=description)
         if report.failures:
             create_table_artifact(
                 [_cells(line) for line in report.failures],

@@ -28,7 +28,7 @@ EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 class PlanRequest(Message):
     """A request to the planner process, with the arguments of its work."""
 
-    work: str  # plan, prune, finish
+    work: str  # plan, prune, finish, report
     ask: dict[str, Any]
 
 
@@ -115,6 +115,7 @@ class PlannerProcess:
 def _work(request: PlanRequest) -> str:
     from ferry.planning import Accesses, PlanOptions, make_plan
     from ferry.reconcile import finish_run, prune_removed
+    from ferry.report import write_report
 
     state = request.open_state()
     if request.work == "prune":
@@ -122,6 +123,8 @@ def _work(request: PlanRequest) -> str:
     if request.work == "plan":
         access = Accesses(request.source, request.destination, request.auth)
         return make_plan(request.job, state, access, PlanOptions(**request.ask)).encode()
+    if request.work == "report":
+        return write_report(request.job, state, **request.ask)
     return json.dumps(finish_run(request.job, state, **request.ask))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ferry.job import Job
@@ -19,6 +20,7 @@ from ferry.state import (
     count_deduped,
     encode_checked_json,
     folded_ledger,
+    read_predicted,
     run_of,
     select_failures,
 )
@@ -30,12 +32,23 @@ SHOWN_CHUNKS = 200
 SHOWN_FAILURES = 200  # in the Prefect artifact; `ferry failures` lists all
 
 
-def finish_run(job: Job, state: State, run_no: int, token: str = "", *, pruned: bool = False) -> dict[str, Any]:
+def finish_run(
+    job: Job,
+    state: State,
+    run_no: int,
+    token: str = "",
+    *,
+    pruned: bool = False,
+    progress: dict[str, Any] | None = None,
+    whole: bool = False,
+) -> dict[str, Any]:
     """Folds the ledger, writes reports/run-N/summary.json, and returns its content without the ledger's name.
 
     The result has the counts of the job and of this run, the failure budget, and the first failures. It also has the
     figures of a delta run, rows with the same bytes, and a line per chunk. ``token`` is of the run's lease. ``pruned``
-    means that the run was to prune and was not interrupted.
+    means that the run was to prune and was not interrupted. ``progress`` has the run's ``seconds``, ``bytes`` and
+    ``rate``. They are compared with the prediction of `ferry check` if the run was ``whole``: to its end, with no
+    limit.
 
     Raises Fatal when another run has taken the lease, and FerryError when the counts do not add up.
     """
@@ -54,13 +67,19 @@ def finish_run(job: Job, state: State, run_no: int, token: str = "", *, pruned: 
             close_missing(con, state, run_no)
         failures = select_failures(con, FailureFilter(), SHOWN_FAILURES)
     counts.check()
+    expected = read_predicted(state) if whole else None
+    is_of_this_run = expected is not None and expected.is_of(sum(rows for _, rows in this_run))
     report = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": dict(this_run),
         "budget": job.budget(counts.planned - counts.duplicates), "budget_setting": str(job.failure_budget),
-        "failures": failures, "delta": delta, "deduped": deduped,
+        "failures": failures, "delta": delta, "deduped": deduped, **(progress or {}),
+        "predicted": (expected.low_s, expected.high_s) if expected is not None and is_of_this_run else None,
         "same_bytes": {**same_bytes, "fail": job.duplicate_bodies == "fail"} if same_bytes else None,
     }  # fmt: skip
-    state.write(f"reports/run-{run_no:06d}/summary.json", encode_checked_json({**report, "ledger": folded}))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    state.write(
+        f"reports/run-{run_no:06d}/summary.json", encode_checked_json({**report, "ledger": folded, "ended_at": now})
+    )
     return {**report, "chunk_lines": chunks}
 
 

@@ -9,7 +9,7 @@ from ferry.state.checksums import (
     is_intact,
     verified_path,
 )
-from ferry.state.counts import Counts, count, count_deduped
+from ferry.state.counts import Counts, count, count_deduped, outcome_table
 from ferry.state.error_words import PLAIN_WORDS, REMEDIES
 from ferry.state.failures import (
     FAILURE_COLUMNS,
@@ -166,6 +166,7 @@ __all__ = [
     "missing_cases",
     "missing_files",
     "open_state",
+    "outcome_table",
     "outcomes_of",
     "put_ledger_aside",
     "read_end",

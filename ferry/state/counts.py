@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ferry.core import ErrorClass, FerryError
+from ferry.state.error_words import PLAIN_WORDS
 
 if TYPE_CHECKING:
     import duckdb
@@ -113,3 +114,36 @@ def count_deduped(con: duckdb.DuckDBPyConnection, run_no: int) -> dict[str, int]
 
 def _named(deduped: Sequence[int]) -> dict[str, int]:
     return dict(zip(("rows", "bytes", "not_downloaded"), map(int, deduped), strict=True))
+
+
+def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """Returns ``(outcome, description, rows)``: successes first, then skipped rows, then failures by number."""
+    by_size = counts["by_size"]
+    lines = [
+        (status, words, rows)
+        for status, words, rows in (
+            ("copied", "uploaded and confirmed", counts["copied"] - by_size.get("copied", 0)),
+            ("copied", "uploaded, confirmed by size alone", by_size.get("copied", 0)),
+            ("unchanged", "already there, the same bytes", counts["unchanged"] - by_size.get("unchanged", 0)),
+            ("unchanged", "already there, confirmed by size alone", by_size.get("unchanged", 0)),
+        )
+        if rows
+    ]
+    skipped = counts["skipped"]
+    classes = sorted(counts["classes"].items(), key=lambda item: (-item[1], item[0]))
+    duplicates = counts["duplicates"]
+    if duplicates:
+        lines.append(("skipped", PLAIN_WORDS[ErrorClass.DUPLICATE], duplicates))
+    if skipped > duplicates:
+        lines.append(("skipped", "key taken at the destination", skipped - duplicates))
+    failed = counts["failed"]
+    for name, rows in classes:
+        if name in (ErrorClass.DUPLICATE, ErrorClass.MISSING, ErrorClass.ALTERED):
+            continue
+        if name == ErrorClass.EXISTS:
+            rows -= skipped - duplicates
+        if rows > 0 and failed:
+            lines.append(("failed", f"{PLAIN_WORDS[ErrorClass(name)]}  [{name}]", rows))
+    if counts["pending"]:
+        lines.append(("pending", "no outcome yet", counts["pending"]))
+    return lines

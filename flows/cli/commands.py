@@ -170,6 +170,7 @@ for where, group, number, text in (
     ("control:cancel", MOVE, 9, "End the live run as a Ctrl-C does. The next run resumes."),
     ("limits:limits", MOVE, 10, "Show the limits in force, or change them, also during a run."),
     ("status:status", MOVE, 3, "Show a job's progress, also during a run and after a crash."),
+    ("report:report", MOVE, 6, "Write the report of a job, for those who sign it off, as one HTML file."),
     (
         "server:ui",
         PREFECT,

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from ferry.core import ErrorClass, Snapshot, duration, escaped, size
 from ferry.ratelimit import Hosts, HostSnapshot
-from ferry.state import PLAIN_WORDS, Counts
+from ferry.state import PLAIN_WORDS, Counts, outcome_table
 from tasks.reporting.text import (
     SHORTEST_S,
     Report,
@@ -29,7 +29,6 @@ from tasks.reporting.text import (
     delta_table,
     describe,
     lost_note,
-    outcome_table,
     speed,
     worth_retrying,
 )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ferry.core import ErrorClass, Snapshot, duration, size
-from ferry.state import PLAIN_WORDS, Planned
+from ferry.state import Planned
 
 if TYPE_CHECKING:
     from ferry.reconcile import PruneResult
@@ -52,6 +52,7 @@ class Report:
     limit_option: str = "--limit"  # which of `--limit` and `--sample` the run was given
     predicted: tuple[float, float] | None = None  # seconds, by `ferry check` for as many rows
     deduped: Mapping[str, int] = field(default_factory=dict)  # rows and bytes of this run that dedupe saved
+    page: str = ""  # the address of the run's report in HTML
     limit_changes: list[str] = field(default_factory=list)  # the last changes of limits in this run, with their times
 
     @property
@@ -241,39 +242,6 @@ def worth_retrying(counts: dict[str, Any]) -> bool:
     """Returns whether `--retry-failed` takes any failure. Those found by planning need a changed manifest instead."""
     found_by_plan = (ErrorClass.BAD_URL, ErrorClass.BAD_KEY, ErrorClass.BAD_LINE, ErrorClass.KEY_COLLISION)
     return bool(counts["failed"] > sum(counts["classes"].get(name, 0) for name in found_by_plan))
-
-
-def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """Returns ``(outcome, description, rows)``: successes first, then skipped rows, then failures by number."""
-    by_size = counts["by_size"]
-    lines = [
-        (status, words, rows)
-        for status, words, rows in (
-            ("copied", "uploaded and confirmed", counts["copied"] - by_size.get("copied", 0)),
-            ("copied", "uploaded, confirmed by size alone", by_size.get("copied", 0)),
-            ("unchanged", "already there, the same bytes", counts["unchanged"] - by_size.get("unchanged", 0)),
-            ("unchanged", "already there, confirmed by size alone", by_size.get("unchanged", 0)),
-        )
-        if rows
-    ]
-    skipped = counts["skipped"]
-    classes = sorted(counts["classes"].items(), key=lambda item: (-item[1], item[0]))
-    duplicates = counts["duplicates"]
-    if duplicates:
-        lines.append(("skipped", PLAIN_WORDS[ErrorClass.DUPLICATE], duplicates))
-    if skipped > duplicates:
-        lines.append(("skipped", "key taken at the destination", skipped - duplicates))
-    failed = counts["failed"]
-    for name, rows in classes:
-        if name in (ErrorClass.DUPLICATE, ErrorClass.MISSING, ErrorClass.ALTERED):
-            continue
-        if name == ErrorClass.EXISTS:
-            rows -= skipped - duplicates
-        if rows > 0 and failed:
-            lines.append(("failed", f"{PLAIN_WORDS[ErrorClass(name)]}  [{name}]", rows))
-    if counts["pending"]:
-        lines.append(("pending", "no outcome yet", counts["pending"]))
-    return lines
 
 
 def delta_table(figures: dict[str, int]) -> list[tuple[str, str]]:

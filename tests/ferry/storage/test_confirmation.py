@@ -15,6 +15,7 @@ from demo.origin import Origin, Trouble
 from ferry.core.errors import Fatal, ObjectError
 from ferry.core.records import Confirmed, ErrorClass, Outcome, Status
 from ferry.job.model import Job
+from ferry.state.counts import outcome_table
 from ferry.state.files import DirectoryState
 from ferry.storage import store as store_module
 from ferry.storage.access import Access
@@ -22,7 +23,6 @@ from ferry.storage.confirmation import Comparison, ReadBackPolicy, compare_diges
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import Sent
 from ferry.storage.store import Store
-from tasks.reporting.text import outcome_table
 from tests.servers import odd_s3
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support.helpers import access, by_key, counts_of, directory_state, make_body, make_job, run, write_list
