@@ -69,8 +69,7 @@ class Verification:
 
         Raises Fatal if another run has taken the lease.
         """
-        if not self.lease.regain():
-            raise Fatal("another run has taken the lease on the state; this verification ends without more outcomes")
+        self.keep_lease()
         note_verified(self.state, result, self.run_no, self.parts_done)
         if self.readings is not None:
             self.readings.add(result.readings)
@@ -84,6 +83,11 @@ class Verification:
         self.unproven += result.unproven
         self.unread += result.unread
         self.unread_first = self.unread_first or result.unread_first
+
+    def keep_lease(self) -> None:
+        """Raises Fatal if another run has taken the lease: this one must not write any more."""
+        if not self.lease.regain():
+            raise Fatal("another run has taken the lease on the state; this verification ends without more outcomes")
 
     def lesser_check(self, outcome: Outcome) -> str | None:
         """Which check the row's body got, if that is less than the job's ``checks``."""
@@ -158,7 +162,12 @@ def open_check(
         check_locations(plan, job)
     with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=warn) as lease:
         store = open_store(job.destination.uri, access, state.spool_dir)
-        yield Verification(state, store, lease, last_run_no(state) + 1, job.checks)
+        check = Verification(state, store, lease, last_run_no(state) + 1, job.checks)
+        try:
+            yield check
+        finally:
+            if check.readings is not None:
+                check.readings.path.unlink(missing_ok=True)
 
 
 def begin_proof(check: Verification, job: Job) -> None:
@@ -224,6 +233,7 @@ def ask_public(job: Job, progress: Progress, sample: str | int | None, seed: int
 def make_proof(check: Verification, job: Job, flow_run: str, *, list_only: bool) -> Proof:
     """Write the proof of a verification that has ended into the state."""
     assert check.readings is not None
+    check.keep_lease()
     drawn = check.sample is not EVERYTHING
     done = Done(
         "listing" if list_only else "sample" if drawn else "whole",
@@ -231,7 +241,4 @@ def make_proof(check: Verification, job: Job, flow_run: str, *, list_only: bool)
         check.unproven, {str(kind): count for kind, count in check.by.items()}, check.unread_first,
         check.sample.seed if drawn else None, check.sample.of,
     )  # fmt: skip
-    try:
-        return write_proof(check.state, job, check.readings.path, done, check.sample, check.destination.list, flow_run)
-    finally:
-        check.readings.path.unlink(missing_ok=True)
+    return write_proof(check.state, job, check.readings.path, done, check.sample, check.destination.list, flow_run)

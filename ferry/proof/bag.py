@@ -40,7 +40,6 @@ def write_manifests(con: duckdb.DuckDBPyConnection, folder: Path) -> Bag:
     none (RFC 8493, section 2.1.3: a manifest lists every file), and then in WITHOUT. READ_NOW lists those whose digests
     nothing but the verification knows. Only LF and CR are encoded in a key, as `%0A` and `%0D`; see :func:`declare`.
     """
-    con.execute("SET preserve_insertion_order = true")
     found = con.execute("SELECT key, sha256, md5, size, etag, read_now FROM done ORDER BY key, recorded_at DESC")
     bag, digest, last = Bag(), hashlib.sha256(), None
     with (

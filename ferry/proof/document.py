@@ -88,8 +88,8 @@ def reasons(
             verification.kind == "whole" and without_digests > verification.unread,
             f"{without_digests:,} objects have no digests",
         ),
-        (listing.get("not_listed"), f"the destination's listing lacks {listing.get('not_listed', 0):,} objects"),
-        (listing.get("other_size"), f"the listing has another size for {listing.get('other_size', 0):,} objects"),
+        (listing.get("not_listed"), f"the listing lacks the objects of {listing.get('not_listed', 0):,} rows"),
+        (listing.get("other_size"), f"the listing has another size for {listing.get('other_size', 0):,} rows"),
     ]
     return [text for holds, text in why if holds]
 

@@ -114,11 +114,13 @@ def _table(lines: Sequence[tuple[Any, ...]]) -> pa.Table:
 
 
 def compare_listing(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Returns the numbers of objects in `listed`, of keys of `done` that it lacks, and of those with another size."""
+    """Returns the numbers of objects in `listed`, of rows of `done` that it lacks, and of those with another size.
+
+    Rows and not keys are counted: DuckDB would hold all keys in memory to count each once.
+    """
     (objects, missing, resized) = con.execute(
         """
-        SELECT (SELECT count(*) FROM listed), count(DISTINCT d.key) FILTER (o.key IS NULL),
-               count(DISTINCT d.key) FILTER (o.size <> d.size)
+        SELECT (SELECT count(*) FROM listed), count(*) FILTER (o.key IS NULL), count(*) FILTER (o.size <> d.size)
         FROM done d LEFT JOIN listed o USING (key)
         """
     ).fetchall()[0]

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from demo.images import make_image
+from demo.origin import Origin
 from ferry.core.errors import UserError
 from ferry.core.records import ErrorClass, Status
 from ferry.job.model import Job
@@ -22,7 +24,8 @@ from ferry.state.files import DirectoryState
 from ferry.storage.access import Access
 from ferry.storage.factory import open_store
 from ferry.storage.store import Store
-from tests.support.helpers import by_key, directory_state, latest, make_job, run
+from tests.servers.odd_s3 import Fault, OddS3
+from tests.support.helpers import access, by_key, directory_state, latest, make_job, plan, run, write_list
 from tests.support.proofs import bagit, downloaded, prove, sums
 
 ROOT = Path(__file__).parents[3]
@@ -244,6 +247,24 @@ def test_listing_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "state" / proof.name / "others.csv").exists()
 
 
+def test_a_store_with_opaque_etags_that_refuses_to_list(origin: Origin, tmp_path: Path) -> None:
+    """Digests are those of the bytes, whatever ETags say; the store's refusal of the listing is in the document."""
+    images = {f"{n}.jpg": make_image("jpeg", n) for n in range(3)}
+    write_list(tmp_path / "list.csv", [[origin.add(f"/{key}", body)] for key, body in images.items()])
+    with OddS3(etags="opaque") as odd:
+        odd.make_bucket("bucket")
+        job = make_job(manifest=str(tmp_path / "list.csv"), on_existing="overwrite")
+        state = directory_state(tmp_path)
+        run(job, state, access(odd))
+        odd.faults.append(Fault("status", ("ListObjectsV2",), status=403, code="AccessDenied"))
+        proof = prove(job, state, open_store(job.destination.uri, access(odd), state.spool_dir))
+    told = document(tmp_path, proof.name)
+    assert (proof.reasons, told["confirmed"]["read_back"], told["objects"]["in_manifests"]) == ([], 3, 3)
+    assert "AccessDenied" in told["listing"]["refused"]
+    lines = (tmp_path / "state" / proof.name / "manifest-sha256.txt").read_text().splitlines()
+    assert lines == [f"{hashlib.sha256(body).hexdigest()}  data/{key}" for key, body in sorted(images.items())]
+
+
 def test_pending_and_failed_rows(tmp_path: Path) -> None:
     """Pending rows and too many failures make it incomplete; failures are named with their reasons."""
     job, state, store = copied(tmp_path, failure_budget=0)
@@ -328,3 +349,15 @@ def test_a_job_that_never_ran(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is planned yet"):
         prove(make_job(), state, open_store(f"file://{tmp_path}/", Access(), state.spool_dir))
     assert state.list("proofs") == []
+
+
+def test_rows_that_wait_for_a_recheck(tmp_path: Path) -> None:
+    """A done row that a delta run has planned again is pending: its object may be replaced at any moment."""
+    job, state, store = copied(tmp_path)
+    (tmp_path / "old" / "2.jpg").write_bytes(b"another image")
+    plan(job.model_copy(update={"mode": "delta"}), state, 2)
+    proof = prove(job, state, store)
+    assert "rows are pending" in proof.reasons[0]
+    told = document(tmp_path, proof.name)
+    assert told["rows"]["pending"] + told["objects"]["in_manifests"] == 3
+    assert "2.jpg" in [line["key"] for line in table(tmp_path, proof.name, "others.csv")]
