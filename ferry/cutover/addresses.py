@@ -35,34 +35,34 @@ def create_addresses(con: duckdb.DuckDBPyConnection, job: Job) -> None:
     """
     roots = sorted(job.roots(), key=len, reverse=True)
 
-    def key_of(source: str) -> str | None:
+    def key_of(source: str) -> str:
         with contextlib.suppress(ValueError):  # a row that could not be read as an address, and has no copy
             return source_key(source, roots)
-        return None
+        return ""  # NULL in SQL: DuckDB refuses None of a function
 
     con.create_function("source_key", key_of, ["VARCHAR"], "VARCHAR")
     new = "NULL::VARCHAR"
     if job.public_url is not None:
-        new = PublicUrl.parse(job.public_url).sql({"key": "key", "id": "full_id"})
+        new = PublicUrl.parse(job.public_url).sql({"key": "key", "id": "nullif(id, '')"})
     con.execute(
         f"""
         CREATE OR REPLACE TABLE addresses AS
         WITH rows AS (
             SELECT m.row_no, row_id, m.source, list_concat([m.source], coalesce(m.alternatives, [])) AS asked,
-                   m.key AS planned_key, l.id, nullif(m.id, '') AS full_id, l.key, l.status, l.error_class, l.size,
+                   m.key AS planned_key, l.id, l.key, l.status, l.error_class, l.size,
                    l.md5, l.sha256, l.content_type
             FROM latest l JOIN manifest m USING (row_id)
         ), done AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged')),
         copies AS (
             SELECT * EXCLUDE (planned_key, status, error_class) FROM done
             UNION ALL BY NAME
-            SELECT r.row_no, r.row_id, r.source, r.asked, r.id, r.full_id, d.key, d.size, d.md5, d.sha256,
+            SELECT r.row_no, r.row_id, r.source, r.asked, r.id, d.key, d.size, d.md5, d.sha256,
                    d.content_type
             FROM rows r JOIN done d USING (source, planned_key) WHERE r.error_class = 'duplicate'
         ), each AS (
             SELECT * EXCLUDE (asked), unnest(asked) AS address FROM copies
         )
-        SELECT DISTINCT * EXCLUDE (address, full_id, old), {_WEB} AS old_url
+        SELECT DISTINCT * EXCLUDE (address, old), {_WEB} AS old_url
         FROM (SELECT *, {old_address(job)} AS old, $root || key AS destination, {new} AS public_url FROM each)
         """,
         {"root": job.destination.uri_of("")},
@@ -79,7 +79,7 @@ def create_uncopied(con: duckdb.DuckDBPyConnection, job: Job) -> None:
         f"""
         CREATE OR REPLACE TABLE uncopied AS
         WITH each AS (
-            SELECT row_id, source, nullif(id, '') AS full_id,
+            SELECT row_id, source, id,
                    unnest(list_concat([source], coalesce(alternatives, []))) AS address
             FROM manifest ANTI JOIN addresses USING (row_id)
         )
@@ -89,10 +89,10 @@ def create_uncopied(con: duckdb.DuckDBPyConnection, job: Job) -> None:
 
 
 def old_address(job: Job) -> str:
-    """Returns SQL for the old address of `address`, one of the addresses of a row with `source` and `full_id`."""
+    """Returns SQL for the old address of `address`, one of the addresses of a row with `source` and `id`."""
     if job.source.public_url is None:
         return "address"
-    return PublicUrl.parse(job.source.public_url).sql({"key": "source_key(source)", "id": "full_id"})
+    return PublicUrl.parse(job.source.public_url).sql({"key": "nullif(source_key(source), '')", "id": "nullif(id, '')"})
 
 
 def refuse_shared(con: duckdb.DuckDBPyConnection) -> None:

@@ -104,7 +104,8 @@ def _redirects(
         raise UserError(f"there is nothing to redirect, so nothing is written: {why}")
     with path.open("wb") as out:
         notes = target.write(pairs, out)
-    return Exported(len(pairs), target.name, pairs.left_out.counts(), (*pairs.left_out.sentences(), *notes))
+    limits = [f"{limit.text} ({limit.source})" for limit in target.limits] if pairs.left_out.unfit else []
+    return Exported(len(pairs), target.name, pairs.left_out.counts(), (*pairs.left_out.sentences(), *limits, *notes))
 
 
 def _table(con: duckdb.DuckDBPyConnection, job: Job, what: What, form: str, path: Path, *, full: bool) -> Exported:

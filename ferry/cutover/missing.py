@@ -138,7 +138,7 @@ def _create_old(con: duckdb.DuckDBPyConnection, job: Job) -> None:
         f"""
         CREATE OR REPLACE TEMP TABLE old AS
         WITH rows AS (
-            SELECT m.source, m.alternatives, nullif(m.id, '') AS full_id, l.error_class,
+            SELECT m.source, m.alternatives, m.id, l.error_class,
                    CASE WHEN a.row_id IS NOT NULL THEN 'copy' WHEN l.status IN ('failed', 'skipped') THEN l.status
                         ELSE 'pending' END AS what
             FROM manifest m LEFT JOIN latest l USING (row_id)

@@ -254,6 +254,17 @@ def test_export(project: Project, origin: Origin) -> None:
     assert not [cell for line in sheet.iter_rows() for cell in line if cell.data_type == "f"]
     assert ".csv, .parquet or .xlsx" in project.ferry("export", "job.yaml", "map.ods").expect(2).stderr
     assert project.ferry("export", "job.yaml", "no/such/folder/map.csv").expect(2).stderr
+    redirects = ("export", "job.yaml", "redirects.conf", "--format", "nginx-map")
+    assert "set `public_url` in the job" in project.ferry(*redirects).expect(2).stderr
+    project.job(public_url="https://img.new.example/{key}")
+    written = project.ferry(*redirects, "--json").expect(0).json
+    assert written["rows"] == 5
+    assert written["left_out"] == dict.fromkeys(
+        ("without_copy", "unknown", "ambiguous", "secret", "served", "unfit"), 0
+    )
+    text = (project.folder / "redirects.conf").read_text()
+    assert '127.0.0.1/images/signed.jpg" "https://img.new.example/images/signed.jpg";' in text
+    assert "map_hash_max_size" in project.ferry(*redirects, "--overwrite").expect(0).stdout
 
 
 def test_verify_and_repair(project: Project, origin: Origin) -> None:

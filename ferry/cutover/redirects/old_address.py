@@ -13,6 +13,7 @@ _ADDRESS = re.compile(
     r"https?://(?:[^/?#\\]*@)?(\[[^\[\]/?#]*\]|[^\[\]/?#:@]+)(?::[0-9]*)?([^?#]*)(?:\?([^#]*))?(?:#.*)?",
     re.IGNORECASE | re.DOTALL,
 )
+_CANONICAL = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+/?")  # most paths; the rest takes ten times as long
 _TO_ENCODE = re.compile(r"[^\x21-\x7e]+")
 
 
@@ -34,8 +35,9 @@ def asked(url: str, merge_slashes: bool) -> Asked | None:
     if match is None:
         return None
     host, path, query = match.groups()
-    encoded = quote(_resolved(unquote_to_bytes(path or "/"), merge_slashes), safe="/")
-    return Asked(_ascii_host(host), encoded, _TO_ENCODE.sub(lambda found: quote(found[0]), query or ""))
+    if not _CANONICAL.fullmatch(path):
+        path = quote(_resolved(unquote_to_bytes(path or "/"), merge_slashes), safe="/")
+    return Asked(_ascii_host(host), path, _TO_ENCODE.sub(lambda found: quote(found[0]), query or ""))
 
 
 def _resolved(path: bytes, merge_slashes: bool) -> bytes:

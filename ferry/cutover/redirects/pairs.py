@@ -20,6 +20,9 @@ BATCH_ROWS = 10_000
 _ESCAPED = {ord(char): f"%{ord(char):02X}" for char in "\"$<>\\^`{|}'"}
 
 
+_NO_ADDRESS = Asked("", "", "")  # of a row that has no copy: DuckDB refuses None of a function
+
+
 class Pair(NamedTuple):
     """An old address and the new one. Both are printable ASCII without spaces and quotes."""
 
@@ -147,7 +150,7 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
         WITH known AS (
             SELECT row_no, id, key, new, asked.host AS host, asked.path AS path, {query} AS query, {secret} AS hidden,
                    {alone} AS alone, asked.query AS asked_query
-            FROM asked WHERE asked IS NOT NULL
+            FROM asked WHERE asked.path <> ''
         )
         SELECT host, path, CASE WHEN hidden AND alone THEN '' ELSE query END AS query, min(row_no) AS row_no,
                arg_min(id, row_no) AS id, arg_min(key, row_no) AS key, bool_or(hidden AND NOT alone) AS secret,
@@ -163,7 +166,8 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
         CREATE OR REPLACE TABLE judged AS
         WITH new AS (
             SELECT DISTINCT asked.host AS host, asked.path AS path, asked.query AS query
-            FROM (SELECT asked(new) AS asked FROM asked WHERE new IS NOT NULL)
+            FROM (SELECT asked(new) AS asked FROM asked
+                  WHERE lower(regexp_extract(new, '^https?://([^/?#:]*)', 1)) IN (SELECT host FROM seen) OR $as_written)
         ), twin AS (
             SELECT *, count(*) OVER (PARTITION BY {fold}) > 1 AS is_twin, dense_rank() OVER (ORDER BY {fold}) AS twins
             FROM seen
@@ -178,8 +182,10 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
                  OR ({sight.utf8} AND NOT is_utf8(t.path)) THEN 'unfit'
             ELSE 'redirect' END AS verdict
         FROM twin t LEFT JOIN new n ON t.host = n.host AND t.path = n.path AND t.query = n.query
-        """
+        """,
+        {"as_written": sight.as_written},
     )
+    con.execute("DROP TABLE asked; DROP TABLE seen")
     con.execute(
         """
         CREATE OR REPLACE TABLE redirects AS SELECT host, path, query, new, row_no, id, key,
@@ -193,9 +199,9 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
 def _create_asked(con: duckdb.DuckDBPyConnection, sight: Sight) -> None:
     """Creates `asked`: all old addresses as the target sees them, with the new one of each row that has a copy."""
 
-    def split(url: str) -> dict[str, str] | None:
+    def split(url: str) -> dict[str, str]:
         found = Asked("", url, "") if sight.as_written else asked(url, sight.merge_slashes)
-        return None if found is None else found._asdict()
+        return (found or _NO_ADDRESS)._asdict()
 
     def is_secret(url: str) -> bool:
         return bool(holds_secret("?" + url.partition("?")[2]))

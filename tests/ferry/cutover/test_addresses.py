@@ -69,6 +69,33 @@ def test_the_old_address_is_another_than_the_row_s(tmp_path: Path) -> None:
     assert found["old_url"] == "https://cdn.example/a%2Bb.jpg"
 
 
+def test_a_row_without_an_id(tmp_path: Path) -> None:
+    """Its address is not known if the template names the ID."""
+    lines = [["https://img.example/1.jpg", ""], ["https://img.example/2.jpg", "ä 2"]]
+    found = addresses(tmp_path, lines, ("url", "id"), public_url="https://n.example/{id}")
+    assert [row["public_url"] for row in found] == [None, "https://n.example/%C3%A4%202"]
+
+
+def test_all_addresses_of_a_row(tmp_path: Path) -> None:
+    """A row with two addresses has a line for each, which lead to one object; a duplicate's, too."""
+    lines = [["https://a.example/1.jpg", "https://b.example/x.jpg"]] * 2
+    found = addresses(
+        tmp_path, lines, ("url", "cdn"), columns={"source": ["url", "cdn"]}, public_url="https://n.example/{key}"
+    )
+    assert sorted({(row["old_url"], row["public_url"]) for row in found}) == [
+        ("https://a.example/1.jpg", "https://n.example/1.jpg"), ("https://b.example/x.jpg", "https://n.example/1.jpg"),
+    ]  # fmt: skip
+    assert len({row["row_id"] for row in found}) == 2
+
+
+def test_a_duplicate_whose_key_is_known_late(tmp_path: Path) -> None:
+    """The duplicate has the key that the first row got after its download."""
+    lines = [["https://img.example/1.jpg"]] * 2
+    found = addresses(tmp_path, lines, ("url",), key="{sha256}.jpg", public_url="https://n.example/{key}")
+    assert len({row["row_id"] for row in found}) == 2
+    assert len({row["key"] for row in found}) == 1
+
+
 def test_a_shared_address_is_refused(tmp_path: Path) -> None:
     """Two keys with one public address: a visitor would get one of two objects."""
     lines = [["https://img.example/a/1.jpg"], ["https://img.example/b/1.jpg"], ["https://img.example/b/2.jpg"]]

@@ -14,7 +14,7 @@ import pytest
 from ferry.core import UserError
 from ferry.cutover import export
 from ferry.cutover.files import FORMATS, Exported
-from ferry.cutover.redirects import TARGETS
+from ferry.cutover.redirects import TARGETS, apache, caddy, haproxy, nginx
 from ferry.cutover.redirects.sql import literal
 from flows.cli.export import Format
 from tests.support.postgres import Postgres, find_programs
@@ -204,3 +204,12 @@ def test_postgresql_reads_the_file(tmp_path: Path) -> None:
         found = postgres.query(f"SELECT upper(encode(convert_to({joined}, 'UTF8'), 'hex')) FROM ferry_redirects")
     assert {cell for (cell,) in found} == wanted
     assert len(wanted) > 500
+
+
+@pytest.mark.parametrize("lines", [apache.CONFIGURE, caddy.CONFIGURE, haproxy.CONFIGURE, nginx.CONFIGURE])
+def test_the_page_has_the_lines_of_the_files(lines: tuple[str, ...]) -> None:
+    """The how-to shows the configuration that the files' comments have, and that the tests of servers use."""
+    page = (Path(__file__).parents[4] / "docs/how-to/redirects.md").read_text()
+    shown = [line.strip() for line in lines if line.startswith("    ")]
+    assert shown
+    assert [line for line in shown if f"\n{line}\n" not in page] == []

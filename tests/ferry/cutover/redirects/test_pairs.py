@@ -128,6 +128,17 @@ def test_what_a_target_cannot_hold(tmp_path: Path) -> None:
     assert len(found) == 1
     assert left_out == LeftOut(unfit=2)
     assert pairs(tmp_path / "new", [f"{OLD}/a"], SIGHT._replace(longest_new=len(NEW)))[1] == LeftOut(unfit=1)
+    assert pairs(tmp_path / "both", [f"{OLD}/a"], SIGHT._replace(longest_pair=len(NEW) + 13))[1] == LeftOut(unfit=1)
+    assert pairs(tmp_path / "utf8", [f"{OLD}/%FF", f"{OLD}/%C3%A4"], SIGHT._replace(utf8=True))[1] == LeftOut(unfit=1)
+
+
+def test_limits_are_told_where_they_are_met(tmp_path: Path) -> None:
+    state, job = stored(
+        tmp_path, [{"url": f"{OLD}/{path}", "key": path[0], "id": path[0]} for path in ("a", "b" * 1300)]
+    )
+    written = export(state, job, tmp_path / "r", at=AT, form="nginx-map")
+    assert written.left_out["unfit"] == 1
+    assert any("1,300 bytes" in note for note in written.notes)
 
 
 def test_a_source_that_visitors_did_not_ask(tmp_path: Path) -> None:
@@ -142,6 +153,15 @@ def test_a_source_that_visitors_did_not_ask(tmp_path: Path) -> None:
     )
     assert export(state, with_address, tmp_path / "r", at=AT, form="nginx-map").rows == 1
     assert 'cdn.example/x/ä.jpg" ' in (tmp_path / "r").read_text()
+
+
+def test_rows_that_are_not_addresses(tmp_path: Path) -> None:
+    """A row that could not be read is one without a copy, and stops no export."""
+    urls = [f"{OLD}/a", "missing:https://[bad/x", "missing:no address", "missing:https:///x"]
+    for folder, public in (("own", None), ("cdn", "https://cdn.example/{key}")):
+        found, left_out = pairs(tmp_path / folder, urls, source={"public_url": public})
+        assert [each.path for each in found] == ["/a"]
+        assert left_out == LeftOut(without_copy=3)
 
 
 def test_a_public_address_of_two_keys(tmp_path: Path) -> None:
