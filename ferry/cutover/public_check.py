@@ -8,6 +8,7 @@ import hashlib
 import json
 import random
 import secrets
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 from urllib.parse import urlsplit
+
+import pyarrow.parquet as pq
 
 from ferry.core import Charge, ErrorClass, ObjectError, Progress, Status, UserError, backoff_s
 from ferry.cutover.addresses import create_addresses
@@ -28,9 +31,6 @@ from ferry.reconcile import sample_rows
 from ferry.state import State, failure_cell, folded_ledger
 from ferry.state import count as count_rows
 from ferry.transfer import Next, next_step
-
-if TYPE_CHECKING:
-    import duckdb
 
 AT_ONCE = 32
 HEAD_BYTES = 64 * 1024
@@ -120,12 +120,12 @@ class PublicReport:
 
     @property
     def advice(self) -> str:
-        """What to do if most bodies differ in one way, as behind a CDN that converts images; else ""."""
+        """What to do if many bodies differ in one way, as behind a CDN that converts images; else ""."""
         first = next((group for group in self.groups if group.what == What.OTHER_BYTES), None)
-        if first is None or first.rows * 2 < self.checked or first.rows < 2:
+        if first is None or first.rows * 10 < self.checked or first.rows < 2:
             return ""
         return (
-            f"{first.rows:,} of {self.checked:,}: {first.how}. A server that changes most bodies in one way converts "
+            f"{first.rows:,} of {self.checked:,}: {first.how}. A server that changes many bodies in one way converts "
             "or optimises images. Switch that off for the check, or set public_url to an address that does not do it"
         )
 
@@ -158,6 +158,28 @@ def check_public(
     site, now = public_site(job), datetime.now(UTC)
     report = PublicReport(now.isoformat(timespec="seconds"), job.public_url or "")
     name = f"{FOLDER}/{now:%Y%m%dT%H%M%S.%fZ}"
+    state.spool_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="public-", dir=state.spool_dir) as folder:
+        copies, rows = Path(folder) / "copies.parquet", Path(folder) / "rows.csv"
+        _draw(job, state, report, sample, seed, copies)
+        if not report.addresses:
+            raise UserError("no row has a copy yet, so no public address can be checked; run `ferry run` first")
+        with rows.open("x", newline="", encoding="utf-8") as file:
+            check = _Check(job, network, site, report, progress, file)
+            groups = asyncio.run(check.all_of(copies))
+        if report.differ:
+            report.rows_file = f"{name}.csv"
+            state.write_file(report.rows_file, rows)
+    report.groups = sorted(groups.values(), key=lambda group: (-group.rows, group.what, group.how))
+    state.write(f"{name}.json", json.dumps(asdict(report), indent=1).encode())
+    return report
+
+
+def _draw(job: Job, state: State, report: PublicReport, sample: str | int | None, seed: int | None, path: Path) -> None:
+    """Writes each public address once, and each copy without one, to a Parquet file; all, or a sample of them.
+
+    The ledger is closed when this returns: asking may take hours.
+    """
     with folded_ledger(state) as con:
         report.pending = count_rows(con).pending
         if report.pending and sample is None:
@@ -166,51 +188,21 @@ def check_public(
                 "check the copies that exist, ask for a sample (`--sample 100%` takes all of them)"
             )
         create_addresses(con, job)
-        _draw(con, report, sample, seed)
-        if not report.addresses:
-            raise UserError("no row has a copy yet, so no public address can be checked; run `ferry run` first")
-        state.spool_dir.mkdir(parents=True, exist_ok=True)
-        part = state.spool_dir / f"public-{secrets.token_hex(4)}.csv"
-        try:
-            with part.open("x", newline="", encoding="utf-8") as file:
-                part.chmod(0o600)
-                check = _Check(job, network, site, report, progress, file)
-                groups = asyncio.run(check.all_of(_copies(con), part.parent))
-            if report.differ:
-                report.rows_file = f"{name}.csv"
-                state.write_file(report.rows_file, part)
-        finally:
-            part.unlink(missing_ok=True)
-    report.groups = sorted(groups.values(), key=lambda group: (-group.rows, group.what, group.how))
-    state.write(f"{name}.json", json.dumps(asdict(report), indent=1).encode())
-    return report
-
-
-def _draw(con: duckdb.DuckDBPyConnection, report: PublicReport, sample: str | int | None, seed: int | None) -> None:
-    """Creates `copies`: each public address once, and each copy without one; all, or a sample of them."""
-    con.execute(
-        """
-        CREATE OR REPLACE TEMP TABLE copies AS
-        SELECT min_by({'row_id': row_id, 'id': id, 'key': key, 'public_url': public_url, 'size': size, 'md5': md5,
-                       'sha256': sha256, 'content_type': content_type}, row_no) AS copy
-        FROM addresses GROUP BY coalesce(public_url, key), public_url IS NULL
-        """
-    )
-    (report.addresses,) = con.execute("SELECT count(*) FROM copies").fetchall()[0]
-    if sample is None or not report.addresses:
-        return
-    report.seed = secrets.randbelow(SEEDS) if seed is None else seed
-    con.execute(
-        "CREATE OR REPLACE TEMP TABLE copies AS FROM copies ORDER BY md5(copy.row_id || $1) LIMIT $2",
-        [str(report.seed), sample_rows(sample, report.addresses)],
-    )
-
-
-def _copies(con: duckdb.DuckDBPyConnection) -> tuple[int, Iterator[_Copy]]:
-    """Returns the number of copies to ask for, and the copies."""
-    (rows,) = con.execute("SELECT count(*) FROM copies").fetchall()[0]
-    found = con.execute(f"SELECT {', '.join(f'copy.{name}' for name in _Copy._fields)} FROM copies")
-    return rows, (_Copy(*line) for lines in iter(lambda: found.fetchmany(1000), []) for line in lines)
+        con.execute(
+            """
+            CREATE TEMP TABLE copies AS
+            SELECT unnest(min_by({'row_id': row_id, 'id': id, 'key': key, 'public_url': public_url, 'size': size,
+                                  'md5': md5, 'sha256': sha256, 'content_type': content_type}, row_no))
+            FROM addresses GROUP BY coalesce(public_url, key), public_url IS NULL
+            """
+        )
+        (report.addresses,) = con.execute("SELECT count(*) FROM copies").fetchall()[0]
+        drawn = ""
+        if sample is not None:
+            report.seed = secrets.randbelow(SEEDS) if seed is None else seed
+            rows = sample_rows(sample, report.addresses)
+            drawn = f"ORDER BY md5(row_id || '{report.seed:d}') LIMIT {rows:d}"
+        con.sql(f"SELECT {', '.join(_Copy._fields)} FROM copies {drawn}").write_parquet(str(path))
 
 
 class _Body:
@@ -245,12 +237,14 @@ class _Check:
         self._silent = 0  # addresses in a row without an answer
         self._rng = random.Random()  # noqa: S311 - jitter
 
-    async def all_of(self, copies: tuple[int, Iterator[_Copy]], folder: Path) -> dict[tuple[str, str], Group]:
-        """Asks for all copies and returns the groups of what differs; ends early if no address answers."""
-        rows, queue = copies
-        self._progress.start(rows)
+    async def all_of(self, path: Path) -> dict[tuple[str, str], Group]:
+        """Asks for all copies in a file and returns the groups of what differs; ends early if no address answers."""
+        copies = pq.ParquetFile(path)
+        self._progress.start(copies.metadata.num_rows)
+        batches = copies.iter_batches(1000)
+        queue = (_Copy(**line) for batch in batches for line in batch.to_pylist())
         allowed = AddressFilter([*self._job.source.allow_private_addresses, self._site])  # public_url is the user's own
-        self._origin = Origin(self._job.origin_options({}, None, self._network), allowed, folder)
+        self._origin = Origin(self._job.origin_options({}, None, self._network), allowed, path.parent)
         try:
             await asyncio.gather(*(self._worker(queue) for _ in range(AT_ONCE)))
         finally:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from demo.images import make_image
 from demo.origin import Origin
-from tests.flows.project import Project, serve
+from tests.flows.project import Cli, Project, serve, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +50,23 @@ def test_a_cdn_before_the_cutover(project: Project, origin: Origin, cdn: Origin)
     project.ferry("verify", "job.yaml").expect(0)
     sampled = project.ferry("verify", "job.yaml", "--public", "--sample", "3", "--json").json
     assert sampled["checked"] == 3
+
+
+def test_an_interrupted_check_leaves_nothing(project: Project, origin: Origin, cdn: Origin) -> None:
+    """Ctrl-C ends the check with 130. The state has neither a report nor a part of one."""
+    rows, bodies = serve(origin, 40)
+    project.manifest(rows)
+    project.job(public_url=f"{cdn.base_url}/{{key}}")
+    project.ferry("run", "job.yaml").expect(0)
+    for name, body in bodies.items():
+        cdn.add(f"/{name}", body)
+    cdn.latency_s = 5
+    process = project.fork("verify", "job.yaml", "--public")
+    wait_for("requests", lambda: cdn.total)
+    os.kill(process.pid, signal.SIGINT)
+    Cli.end(process, ("verify",)).expect(130)
+    assert not (project.state / "reports" / "public").exists()
+    assert not list((project.state / "spool").glob("*"))
 
 
 def test_what_cannot_be_asked(project: Project, origin: Origin) -> None:

@@ -45,8 +45,9 @@ class Site:
     def missing(self, *asked: str | tuple[str, int], host: str | None = None, **given: Any) -> MissingReport:
         """``asked``: targets, or targets with a status, each one request in a combined log."""
         lines = [(one, 200) if isinstance(one, str) else one for one in asked]
+        before = f"{host} 1.2.3.4" if host else "1.2.3.4"
         text = "".join(
-            f'{f"{host} " if host else ""}1.2.3.4 - - {TIME} "GET {target.replace(QUOTE, WRITTEN)} HTTP/1.1" {status} 1 "-" "x"\n'
+            f'{before} - - {TIME} "GET {target.replace(QUOTE, WRITTEN)} HTTP/1.1" {status} 1 "-" "x"\n'
             for target, status in lines
         )
         (self.folder / "access.log").write_text(text)

@@ -64,21 +64,21 @@ def numbered(count: int) -> list[str]:
 
 def test_right_addresses(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
     """All is right: each address is asked once, by its bytes, and the state has the result. No secret is sent."""
-    paths = ["/a%20b.jpg", "/a%2Bb.jpg", "/%C3%BC/%25.jpg", "/1.jpg"]
+    paths = ["/a%20b.jpg", "/a%2Bb.jpg", "/%C3%BC/%25.jpg", *numbered(60)]
     secret = {"X-Key": "env:NOT_SET", "Accept": "image/avif", "Referer": "https://old.example/"}
     source = {
         "allow_private_addresses": [f"127.0.0.1:{origin.port}"], "headers": secret, "headers_for": ["img.old.example"],
     }  # fmt: skip
     shop = Shop(tmp_path, origin, cdn, paths, source=source)
     report = shop.check()
-    assert (report.checked, report.right, report.differ, report.rows_file) == (4, 4, 0, None)
-    assert report.message == "all 4 public addresses give what the ledger says"
+    assert (report.checked, report.right, report.differ, report.rows_file) == (63, 63, 0, None)
+    assert report.message == "all 63 public addresses give what the ledger says"
     assert set(cdn.requests) == set(paths)
     headers = cdn.last_headers["/1.jpg"]
     assert (headers["accept"], headers["accept-encoding"]) == ("*/*", "identity")
     assert not {"x-key", "authorization", "referer"} & headers.keys()
     (name,) = shop.state.list("reports/public")
-    assert json.loads(shop.state.read(name))["right"] == 4
+    assert json.loads(shop.state.read(name))["right"] == 63
     assert not list(shop.state.spool_dir.glob("public-*"))
 
 
@@ -238,6 +238,15 @@ def test_what_cannot_be_checked(origin: Origin, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is planned yet"):
         check_public(job, state, Network(), Progress())
     assert state.list("reports") == []
+
+
+def test_no_copies(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
+    """A job whose rows all failed has nothing to check, which is not "all right"."""
+    origin.trouble = Fault(Trouble.NOT_FOUND)
+    shop = Shop(tmp_path, origin, cdn, numbered(2))
+    with pytest.raises(UserError, match="no row has a copy yet"):
+        shop.check()
+    assert shop.state.list("reports/public") == []
 
 
 def test_a_shared_address(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
