@@ -46,13 +46,13 @@ class What(StrEnum):
 
 LOST = (What.UNLISTED, What.FAILED, What.PENDING, What.SKIPPED, What.REMOVED)  # what visitors would miss
 _DO = {
-    What.UNLISTED: "in no list: write them to a list with --as-list, and run that",
-    What.PENDING: "pending: `ferry run`",
-    What.SKIPPED: "skipped: ",
-    What.FAILED: "failed: ",
-    What.REMOVED: "removed from the list: add them again, or let them go",
-    What.GONE: "the old origin answered 404 or 410 each time: no loss",
-    What.OTHER: "not of the list's hosts, folders or endings (pages, /robots.txt): look at the first ones",
+    What.UNLISTED: "in no list; write them to a list with --as-list, and run that",
+    What.PENDING: "pending; `ferry run` takes them",
+    What.SKIPPED: "skipped, ",
+    What.FAILED: "failed, ",
+    What.REMOVED: "removed from the list; add them again, or let them go",
+    What.GONE: "the old origin answered 404 or 410 each time; no loss",
+    What.OTHER: "not of the list's hosts, folders or endings (pages, /robots.txt); look at the first ones",
 }
 
 
@@ -70,7 +70,7 @@ class MissingGroup:
         """What they are, and what to do."""
         remedy = ""
         if self.error_class:
-            remedy = f"{self.error_class}. {REMEDIES[ErrorClass(self.error_class)]}"
+            remedy = f"{self.error_class}; {REMEDIES[ErrorClass(self.error_class)]}"
         return _DO[self.what] + remedy
 
 

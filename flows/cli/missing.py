@@ -60,17 +60,17 @@ def missing(
 
 
 def _show(report: MissingReport, *, asked_for_list: bool) -> None:
-    bad = f"; {report.bad_lines:,} lines are not requests" if report.bad_lines else ""
+    bad = f"; lines that are not requests: {report.bad_lines:,}" if report.bad_lines else ""
     say(
-        f"{report.requests:,} requests for {report.addresses:,} addresses, of which {report.copied:,} have a copy "
+        f"{report.requests:,} requests for {report.addresses:,} addresses; with a copy: {report.copied:,} "
         f"({report.copied_requests:,} requests){bad}"
     )
     if not any(group.what in LOST for group in report.groups):
         say("every address of an object that visitors asked for has a copy")
     for group in report.groups:
         style = "red" if group.what in LOST else "dim"
-        addresses = "address" if group.addresses == 1 else "addresses"
-        out.print(f"[bold]{group.requests:>9,}[/bold]  {group.addresses:,} {addresses} [{style}]{shown(group.todo)}[/]")
+        addresses = f"{group.addresses:,} {'address' if group.addresses == 1 else 'addresses'}"
+        out.print(f"[bold]{group.requests:>9,}[/bold]  {addresses}: [{style}]{shown(group.todo)}[/]")
     if report.first:
         out.print("\nMost asked first:")
     for line in report.first:

@@ -74,8 +74,8 @@ def test_the_command(project: Project, origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "access.log.1.gz").write_bytes(gzip.compress(text.encode()))
     logs = ["access.log", "access.log.1.gz"]
     ended = project.ferry("missing", "job.yaml", *logs, "--as-list", "more.csv").expect(0)
-    assert "12 requests for 4 addresses, of which 1 have a copy (6 requests)" in ended.stdout
-    assert "in no list: write them to a list with --as-list, and run that" in ended.stdout
+    assert "12 requests for 4 addresses; with a copy: 1 (6 requests)" in ended.stdout
+    assert "in no list; write them to a list with --as-list, and run that" in ended.stdout
     assert "SECRET" not in ended.text
     listed = list(csv.DictReader((tmp_path / "more.csv").read_text().splitlines()))
     assert [row["url"] for row in listed] == [extra, origin.url("/images/p0003.jpg")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def test_each_reason(origin: Origin, tmp_path: Path) -> None:
         ("unlisted", 2, 6), ("failed", 1, 3), ("pending", 1, 2), ("failed", 1, 1), ("removed", 1, 1),
         ("gone", 2, 9), ("other", 3, 9),
     ]  # fmt: skip
-    assert "server_error. run again later" in report.groups[1].todo
+    assert "failed, server_error; run again later" in report.groups[1].todo
 
 
 @pytest.mark.parametrize(
@@ -226,12 +225,10 @@ def test_more_addresses_than_fit_into_memory(origin: Origin, tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_a_million_lines(origin: Origin, tmp_path: Path) -> None:
-    """A log of a million lines with 300,000 addresses is read in bounded memory."""
+    """A log of a million lines, with more addresses than are counted in memory at once, is counted exactly."""
     site = Site(tmp_path, origin, ["/1.jpg"])
     with (tmp_path / "big.log").open("w") as file:
         for n in range(1_000_000):
             file.write(f'1.2.3.4 - - {TIME} "GET /p/{n % 300_000}.jpg HTTP/1.1" 200 1 "-" "Mozilla/5.0"\n')
-    began = time.process_time()
     report = find_missing_addresses(site.job, site.state, [str(tmp_path / "big.log")], limit=1)
-    print(f"{time.process_time() - began:.1f} s of CPU")
     assert (report.addresses, report.groups[0].requests) == (300_000, 1_000_000)

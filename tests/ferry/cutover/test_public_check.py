@@ -221,8 +221,9 @@ def test_pending_rows(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
 
 def test_a_copy_without_an_address(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
     """A row without the value that public_url names is a row that differs, and nothing is asked."""
-    shop = Shop(tmp_path, origin, cdn, numbered(2), public_url=f"{cdn.base_url}/x/{{id}}")
+    shop = Shop(tmp_path, origin, cdn, ["/1.jpg", "/=1.jpg"], public_url=f"{cdn.base_url}/x/{{id}}")
     report = shop.check()
+    assert {row["key"] for row in shop.rows(report)} == {"1.jpg", "'=1.jpg"}, "no cell is a formula"
     assert [(group.what, group.rows) for group in report.groups] == [("no address", 2)]
     assert cdn.total == 0
 
