@@ -108,6 +108,35 @@ def test_summary_and_failures_say_what_and_what_next(seen: Seen) -> None:
     assert failures["description"] == f"{BAD} failed rows"
 
 
+def test_the_report_is_linked(seen: Seen) -> None:
+    """The run's page links its report, which is in the state."""
+    path = seen.project.state / "reports" / "run-000001" / "report.html"
+    assert f"]({path.as_uri()})" in seen.artifacts[f"{seen.project.name}-report"]["data"]
+    assert f"{GOOD:,} of {GOOD + BAD:,} rows are stored, {BAD} failed" in path.read_text()
+    summary = json.loads(path.with_name("summary.json").read_text())
+    assert summary["seconds"] > 0
+    assert summary["bytes"] > 0
+    again = seen.project.ferry("report", "job.yaml", "--out", "report.html")
+    assert (again.code, (seen.project.folder / "report.html").stat().st_mode & 0o777) == (0, 0o600)
+
+
+def test_a_report_that_cannot_be_written_fails_no_run(project: Project, origin: Origin) -> None:
+    """A warning names it; the objects have moved. Before the first run `ferry report` has nothing to say."""
+    rows, _ = serve(origin, 2)
+    project.manifest(rows)
+    early = project.ferry("report", "job.yaml", "--out", "report.html")
+    assert (early.code, "nothing is planned yet" in early.stderr, (project.folder / "report.html").exists()) == (
+        2,
+        True,
+        False,
+    )
+    (project.state / "reports" / "run-000001" / "report.html").mkdir(parents=True)
+    ended = project.ferry("run", "job.yaml")
+    assert (ended.code, "the report was not written" in ended.text) == (0, True)
+    assert project.ferry("report", "job.yaml").code == 0
+    assert "2 of 2 rows are stored" in (project.state / "reports" / "report.html").read_text()
+
+
 def test_a_chunk_leads_to_its_file_and_its_rows(seen: Seen, prefect_api: Prefect) -> None:
     """A chunk's line links to its task run and has its file; the task run has the command for its rows."""
     table = json.loads(seen.artifacts[f"{seen.project.name}-chunks"]["data"])

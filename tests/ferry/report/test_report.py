@@ -172,6 +172,7 @@ def test_deltas_and_predictions(tmp_path: Path) -> None:
     assert "as predicted" in page.text
     assert "rechecked, unchanged" in page.text
     assert "New, changed and failed rows of each delta run" in drawn(page)
+    assert "Later runs replaced those of run 1" in page.text, "a course that is lost is missed"
     assert [run.delta is not None for run in read_runs(move.state)[0]] == [True, True, True]
 
 
