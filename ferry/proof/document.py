@@ -74,24 +74,35 @@ def reasons(
     | | | whole, and an object has no digests all the same | | yes |
     | | | | lacks an object, or shows another size | yes |
     """
-    wrong = verification.missing + verification.altered
+    missing, altered = verification.missing, verification.altered
+    not_listed, other_size = listing.get("not_listed", 0), listing.get("other_size", 0)
     why = [
-        (counts.pending, f"{counts.pending:,} rows are pending: the next `ferry run` takes them"),
-        (counts.failed > budget, f"{counts.failed:,} rows failed, more than the {budget:,} that failure_budget allows"),
-        (wrong, f"{verification.missing:,} objects are missing, {verification.altered:,} altered"),
-        (verification.unread, f"{verification.unread:,} objects could not be read ({verification.unread_first})"),
+        (counts.pending, f"{_many(counts.pending, 'row')} pending; the next `ferry run` takes them"),
+        (
+            counts.failed > budget,
+            f"{_many(counts.failed, 'row')} failed, more than the {budget:,} that failure_budget allows",
+        ),
+        (missing + altered, f"{_many(missing, 'object')} missing, {altered:,} altered"),
+        (
+            verification.unread,
+            f"{_many(verification.unread, 'object')} could not be read ({verification.unread_first})",
+        ),
         (
             verification.unproven,
-            f"{verification.unproven:,} objects were found wrong earlier, and a listing does not disprove that",
+            f"{_many(verification.unproven, 'object')} found wrong earlier, which sizes and ETags do not disprove",
         ),
         (
             verification.kind == "whole" and without_digests > verification.unread,
-            f"{without_digests:,} objects have no digests",
+            f"{_many(without_digests, 'object')} without digests",
         ),
-        (listing.get("not_listed"), f"the listing lacks the objects of {listing.get('not_listed', 0):,} rows"),
-        (listing.get("other_size"), f"the listing has another size for {listing.get('other_size', 0):,} rows"),
+        (not_listed, f"the listing lacks the objects of {_many(not_listed, 'row')}"),
+        (other_size, f"the listing has another size for {_many(other_size, 'row')}"),
     ]
     return [text for holds, text in why if holds]
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def identity(counts: Counts) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_a_proof_of_a_run(project: Project, origin: Origin) -> None:
     changed = min(project.stored_keys())
     project.client().put_object(Bucket=project.bucket, Key=project.prefix + changed, Body=b"other")
     ended = project.ferry("prove", "job.yaml", "--out", "later").expect(1)
-    assert "The proof is incomplete: 1 rows are pending" in ended.stdout
+    assert "The proof is incomplete: 1 row pending" in ended.stdout
     told = json.loads((project.folder / "later" / "proof.json").read_text())
     assert (told["verdict"], told["rows"]["pending"], told["verification"]["altered"]) == ("incomplete", 1, 1)
     assert told["origin"]["prefect_flow_run"]

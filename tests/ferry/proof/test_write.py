@@ -213,8 +213,8 @@ def test_a_wrong_object(tmp_path: Path) -> None:
     (tmp_path / "new" / "more.jpg").write_bytes(b"more")
     proof = prove(job, state, store)
     assert proof.reasons == [
-        "2 rows are pending: the next `ferry run` takes them",
-        "1 objects are missing, 1 altered",
+        "2 rows pending; the next `ferry run` takes them",
+        "1 object missing, 1 altered",
     ]
     told = document(tmp_path, proof.name)
     assert (told["verdict"], told["objects"]["in_manifests"], told["listing"]["others"]) == ("incomplete", 1, 2)
@@ -273,8 +273,8 @@ def test_pending_and_failed_rows(tmp_path: Path) -> None:
     forget(state, "2.jpg", **failed)
     proof = prove(job, state, store)
     assert proof.reasons == [
-        "1 rows are pending: the next `ferry run` takes them",
-        "1 rows failed, more than the 0 that failure_budget allows",
+        "1 row pending; the next `ferry run` takes them",
+        "1 row failed, more than the 0 that failure_budget allows",
     ]
     told = document(tmp_path, proof.name)
     assert {name: told["rows"][name] for name in ("planned", "copied", "failed", "pending", "classes")} == {
@@ -293,7 +293,7 @@ def test_an_unread_object(tmp_path: Path) -> None:
     job, state, store = copied(tmp_path)
     row = by_key(state)["1.jpg"].row_id
     proof = prove(job, state, Unreadable(store, "1.jpg"))  # type: ignore[arg-type]
-    assert [reason.partition(" (")[0] for reason in proof.reasons] == ["1 objects could not be read"]
+    assert [reason.partition(" (")[0] for reason in proof.reasons] == ["1 object could not be read"]
     told = document(tmp_path, proof.name)
     assert told["objects"]["in_manifests"] == 3
     assert told["confirmed"] == {"digest": 0, "read_back": 2, "size": 1}
@@ -357,7 +357,7 @@ def test_rows_that_wait_for_a_recheck(tmp_path: Path) -> None:
     (tmp_path / "old" / "2.jpg").write_bytes(b"another image")
     plan(job.model_copy(update={"mode": "delta"}), state, 2)
     proof = prove(job, state, store)
-    assert "rows are pending" in proof.reasons[0]
+    assert " pending" in proof.reasons[0]
     told = document(tmp_path, proof.name)
     assert told["rows"]["pending"] + told["objects"]["in_manifests"] == 3
     assert "2.jpg" in [line["key"] for line in table(tmp_path, proof.name, "others.csv")]
