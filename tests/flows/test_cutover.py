@@ -6,6 +6,7 @@ import http.client
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -166,12 +167,16 @@ class Story:
 
 
 def ask(port: int, target: str, method: str = "GET", body: bytes | None = None) -> Content:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request(method, target, body)
-    answer = connection.getresponse()
-    found = Content.of(answer.read(), answer.status)
-    connection.close()
-    return found
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request(method, target, body)
+        answer = connection.getresponse()
+        return Content.of(answer.read(), answer.status)
+
+
+def cache_control(port: int, target: str) -> str | None:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("HEAD", target)
+        return connection.getresponse().getheader("Cache-Control")
 
 
 @pytest.fixture
@@ -250,6 +255,7 @@ def test_a_cutover(story: Story) -> None:
         visitors.wait_for(story.allowed)
         visitors.phase = ""
         story.do("Permanent redirects")
+        assert [cache_control(old.port, target) for target in ("/thumb?id=1", "/robots.txt")] == ["max-age=86400", None]
         visitors.phase = "permanent"
         visitors.wait_for(story.allowed)
 
