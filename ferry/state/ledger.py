@@ -7,6 +7,7 @@ each. The latest outcome counts: by run number, then by attempt, then by time, s
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import secrets
 import shutil
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ferry.core import Damaged, Outcome, UserError
+from ferry.core import Damaged, Fatal, Outcome, UserError, disk_error
 from ferry.state.checksums import checked_file_name, checked_name, decode_checked_json, is_intact, verified_path
 from ferry.state.files import State
 from ferry.state.history import create_empty, record_replaced
@@ -220,11 +221,23 @@ def with_retries(read: Callable[[], T], tries: int = 8) -> T:
 
 @contextlib.contextmanager
 def refuse_damage() -> Iterator[None]:
-    """Raises UserError when DuckDB cannot read a file as Parquet in the block."""
+    """Raises UserError when DuckDB cannot read a file as Parquet in the block, and Fatal when its memory or the disk on
+    which it spills is full."""
     import duckdb
 
     try:
         yield
+    except duckdb.OutOfMemoryException as exc:
+        raise Fatal(
+            f"a query of the ledger needs more than the {MEMORY} of memory that DuckDB may use, or more than the free "
+            f"disk space below TMPDIR and the state, where it spills ({str(exc).partition(chr(10))[0]}). Free some "
+            "space and run the command again; nothing is lost. If there is enough space, please report it with the "
+            "number of rows"
+        ) from None
+    except duckdb.IOException as exc:
+        if "No space left" not in str(exc):
+            raise
+        raise disk_error(OSError(errno.ENOSPC, str(exc)), "a temporary file of DuckDB") from None
     except duckdb.InvalidInputException as exc:
         raise UserError(f"a ledger file is damaged: {exc}. {DAMAGE_ADVICE}") from None
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demo.s3 import S3Server
-from ferry.core.errors import Damaged, UserError
+from ferry.core.errors import Damaged, Fatal, UserError
 from ferry.core.records import ErrorClass, Outcome, Reason, Status
 from ferry.state import ledger
 from ferry.state.bucket import open_state
@@ -318,6 +318,23 @@ def test_a_reader_lists_again_where_files_went_away(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="damaged: no Parquet"):
         ledger.with_retries(read, tries=3)
     assert ends == [7]
+
+
+def test_a_query_that_does_not_fit(tmp_path: Path) -> None:
+    """Neither into the memory nor onto the disk where DuckDB spills: a sentence that says what to do."""
+    con = ledger.connect(tmp_path)
+    con.execute("SET memory_limit = '30MB'; SET max_temp_directory_size = '1MB'")
+    with pytest.raises(Fatal, match=r"more than the free disk space .* Free some space"), ledger.refuse_damage():
+        con.execute("CREATE TABLE t AS SELECT n, md5(n::VARCHAR) AS m FROM range(3000000) r(n) ORDER BY m")
+
+
+def test_a_full_disk_under_a_query() -> None:
+    """DuckDB's words for ENOSPC become those of every full disk; another failure of a file stays what it is."""
+    full = 'Could not write file "x": No space left on device'
+    with pytest.raises(Fatal, match="a temporary file of DuckDB: no space left on the disk"), ledger.refuse_damage():
+        raise duckdb.IOException(full)
+    with pytest.raises(duckdb.IOException, match="gone"), ledger.refuse_damage():
+        raise duckdb.IOException("gone")
 
 
 def test_an_object_that_its_row_has_left_keeps_a_line(state: DirectoryState) -> None:
