@@ -161,6 +161,7 @@ def how_caching_differs(wanted: str, given: str | None) -> str:
     | public, max-age=60 | max-age=60, PUBLIC, stale-if-error=9 | |
     | public, max-age=60 | | no Cache-Control |
     | public, max-age=60 | public, max-age=5 | max-age=5 for max-age=60 |
+    | public, max-age=60 | public, max-age=60, max-age=5 | max-age=60 and 5 for max-age=60 |
     | public, max-age=60 | max-age=60 | lacks public |
     | public, max-age=60 | public, max-age=60, no-cache | adds no-cache |
     """
@@ -178,8 +179,15 @@ def how_caching_differs(wanted: str, given: str | None) -> str:
 
 
 def directives(header: str) -> dict[str, str]:
-    """Returns the directives of a Cache-Control by name, in lower case (RFC 9111, section 5.2), without quotes."""
-    return {name.lower(): (value or "").strip('"') for name, value in _DIRECTIVE.findall(header)}
+    """Returns the directives of a Cache-Control by name, in lower case (RFC 9111, section 5.2), without quotes.
+
+    Of one with two values caches take the first or none (section 4.2.1), so it has both: `5 and 60`.
+    """
+    found: dict[str, str] = {}
+    for name, quoted in _DIRECTIVE.findall(header):
+        name, value = name.lower(), quoted.strip('"')
+        found[name] = value if found.get(name, value) == value else f"{found[name]} and {value}"
+    return found
 
 
 def essence(content_type: str | None) -> str:

@@ -104,6 +104,8 @@ def test_how_bytes_differ(type_: str | None, body: bytes, how: str) -> None:
         ("public, max-age=60", "max-age=60, PUBLIC, stale-if-error=9", ""),
         ("public, max-age=60", None, "no Cache-Control"),
         ("public, max-age=60", "public, max-age=5", "max-age=5 for max-age=60"),
+        ("public, max-age=60", "public, max-age=60, max-age=5", "max-age=60 and 5 for max-age=60"),
+        ("public, max-age=60", "public, max-age=60, Max-Age=60", ""),
         ("public, max-age=60", "max-age=60", "lacks public"),
         ("public, max-age=60", "public, max-age=60, no-cache", "adds no-cache"),
         ("no-cache", "no-cache", ""),
