@@ -14,6 +14,7 @@ from prefect.states import Cancelled, Completed, Failed
 from ferry.core import FerryError, Progress
 from ferry.cutover import PublicReport
 from ferry.job import Job
+from ferry.proof import Proof
 from ferry.reconcile import check_choice
 from flows.migrate import failure_message, run_name, wait_for_server
 from flows.running import prefect_state, signals
@@ -26,6 +27,7 @@ from tasks.reporting.run_view import RunView
 from tasks.verify import ask_public, begin_proof, compare_listing, draw, make_proof, open_check, parts, read_part
 
 public_report: PublicReport | None = None  # of this process's last check of public addresses
+made_proof: Proof | None = None  # this process's last proof
 
 
 @flow(
@@ -75,6 +77,7 @@ def run_check(
     public: bool = False,
 ) -> State[Any]:
     """Verify under the lease, or the public addresses without it, and return the state that Prefect is to record."""
+    global made_proof
     warn, own = get_run_logger().warning, UUID(flow_run.id)
     try:
         check_choice(list_only, sample, seed, public)
@@ -101,7 +104,7 @@ def run_check(
                 for part in bounds:
                     read_part(check, part)
             check.end()
-            made = make_proof(check, job, str(own), list_only=list_only) if proof else None
+            made_proof = made = make_proof(check, job, str(own), list_only=list_only) if proof else None
     except signals.Interrupted as interrupt:
         return Cancelled(message=str(interrupt).partition(";")[0])
     except FerryError as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
@@ -34,7 +37,10 @@ _current: Run | None = None
 replaced_holder: Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect was loaded
 started_planner: PlannerProcess | None = None  # started by `ferry run` before it loads Prefect
 # the names of Ferry's own files in the spool
-SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet|gone\.csv|same-bytes\.csv)\Z|manifest\.parquet(\.|\Z))")
+SPOOLED = re.compile(
+    r"(body-|duckdb-|ferry-(proof|public)-|(list|ledger\.parquet|gone\.csv|readings\.csv|same-bytes\.csv)\Z"
+    r"|manifest\.parquet(\.|\Z))"
+)
 KEEP_CHILD_ROWS = 20_000  # in longer runs, freeing the child's 100 MB is worth starting another one later
 
 
@@ -209,14 +215,28 @@ def _planner() -> PlannerProcess:
 
 
 def clean_spool(state: State) -> None:
-    """Delete what a killed run left in the spool: bodies, and the manifest with its complete URLs.
+    """Delete what a killed run, proof or check left in the spool: bodies, and the manifest with its complete URLs.
 
-    The lease ensures that no other run uses the spool. Files with other names are the user's, as with `state: .`.
+    The lease ensures that no other run uses the spool. A check of public addresses has no lease, and locks its folder.
+    Files with other names are the user's, as with `state: .`.
     """
     for path in state.spool_dir.glob("*"):
         if not SPOOLED.match(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            if not (path.name.startswith("ferry-public-") and _locked(path)):
+                shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> bool:
+    """Returns whether another process has locked the folder, or the file system has no locks to ask for."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(opened)
+    return False

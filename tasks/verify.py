@@ -35,6 +35,7 @@ from ferry.state import Lease, State, folded_ledger, hold_lease, last_run_no, re
 from ferry.storage import Store, open_store, run_preflight
 from ferry.transfer import lesser_check_of
 from tasks import secrets, state_location
+from tasks.run import clean_spool
 from tasks.state_location import state_of
 
 PART_ROWS = 5_000
@@ -161,6 +162,7 @@ def open_check(
     if plan := read_plan(state):
         check_locations(plan, job)
     with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=warn) as lease:
+        clean_spool(state)
         store = open_store(job.destination.uri, access, state.spool_dir)
         check = Verification(state, store, lease, last_run_no(state) + 1, job.checks)
         try:
@@ -241,4 +243,6 @@ def make_proof(check: Verification, job: Job, flow_run: str, *, list_only: bool)
         check.unproven, {str(kind): count for kind, count in check.by.items()}, check.unread_first,
         check.sample.seed if drawn else None, check.sample.of,
     )  # fmt: skip
-    return write_proof(check.state, job, check.readings.path, done, check.sample, check.destination.list, flow_run)
+    return write_proof(
+        check.state, job, check.readings.path, done, check.sample, check.destination.list, flow_run, check.keep_lease
+    )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
+import fcntl
 import hashlib
 import json
+import os
 import random
 import secrets
 import tempfile
@@ -79,6 +82,7 @@ class PublicReport:
     right: int = 0
     differ: int = 0
     by_size: int = 0  # of those that are right: copies without a digest in the ledger, compared by size
+    by_status: int = 0  # of those that are right: copies with neither digest nor size in the ledger
     redirected: int = 0  # answers that came after a redirect
     bytes: int = 0
     pending: int = 0  # rows of the manifest without a copy yet
@@ -112,6 +116,8 @@ class PublicReport:
             text = f"{self.checked:,} of {self.addresses:,} public addresses asked"
         if self.by_size:
             text += f". Compared by size alone, since the ledger has no digest: {self.by_size:,}"
+        if self.by_status:
+            text += f". Compared by status and media type alone, since the ledger has no size: {self.by_status:,}"
         if self.redirected:
             text += f". Answers that came after a redirect: {self.redirected:,}"
         if self.pending:
@@ -159,7 +165,7 @@ def check_public(
     report = PublicReport(now.isoformat(timespec="seconds"), job.public_url or "")
     name = f"{FOLDER}/{now:%Y%m%dT%H%M%S.%fZ}"
     state.spool_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="public-", dir=state.spool_dir) as folder:
+    with tempfile.TemporaryDirectory(prefix="ferry-public-", dir=state.spool_dir) as folder, _locked(folder):
         copies, rows = Path(folder) / "copies.parquet", Path(folder) / "rows.csv"
         _draw(job, state, report, sample, seed, copies)
         if not report.addresses:
@@ -173,6 +179,18 @@ def check_public(
     report.groups = sorted(groups.values(), key=lambda group: (-group.rows, group.what, group.how))
     state.write(f"{name}.json", json.dumps(asdict(report), indent=1).encode())
     return report
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Holds a lock on the folder: a run that begins meanwhile deletes what killed processes left, and not this."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # without locks nothing is deleted
+            fcntl.flock(opened, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _draw(job: Job, state: State, report: PublicReport, sample: str | int | None, seed: int | None, path: Path) -> None:
@@ -311,7 +329,9 @@ class _Check:
         report.checked += 1
         report.differ += bool(found)
         report.right += not found
-        report.by_size += not found and not (copy.sha256 or copy.md5)
+        if not (found or copy.sha256 or copy.md5):
+            report.by_size += copy.size is not None
+            report.by_status += copy.size is None
         silent = any(difference.what is What.NOT_ANSWERED for difference in found)
         self._silent = self._silent + 1 if silent else 0
         if self._silent == SILENT_IN_A_ROW:

@@ -4,7 +4,7 @@ from ferry.proof.bag import TAGS
 from ferry.proof.document import Verification
 from ferry.proof.objects import Readings
 from ferry.proof.signature import Signer, sign, signer_for
-from ferry.proof.write import PROOFS, Proof, copy_proof, last_proof, write_proof
+from ferry.proof.write import PROOFS, Proof, copy_proof, write_proof
 
 __all__ = [
     "PROOFS",
@@ -14,7 +14,6 @@ __all__ = [
     "Signer",
     "Verification",
     "copy_proof",
-    "last_proof",
     "sign",
     "signer_for",
     "write_proof",

@@ -44,7 +44,6 @@ def create_objects(con: duckdb.DuckDBPyConnection, readings: Path, sample: Sampl
     | `row_id`, `key`, `size`, `etag`, `recorded_at` | by the ledger; a missing size by the verification |
     | `sha256`, `md5` | by the ledger; where it has not both, those of the bytes that the verification read |
     | `read_now` | these digests are from the verification: they were not compared with the source |
-    | `unread` | the verification could not read the object |
     | `confirmed` | the best evidence for the bytes: `read_back`, else `digest`, else `size` |
 
     A row is `read_back` if the run or this verification read its bytes and compared a digest, and `digest` if the
@@ -59,25 +58,35 @@ def create_objects(con: duckdb.DuckDBPyConnection, readings: Path, sample: Sampl
     )
     con.execute("CREATE TABLE asked (read BOOLEAN, every BOOLEAN, seed VARCHAR, up_to VARCHAR)")
     con.execute("INSERT INTO asked VALUES (?, ?, ?, ?)", [read, sample is EVERYTHING, str(sample.seed), sample.up_to])
+    # One join a statement: DuckDB 2.0 keeps the hash tables of all joins of a statement in memory, which at a million
+    # rows do not fit into its limit.
     con.execute(
         """
-        CREATE VIEW done AS
-        SELECT *, CASE WHEN (was_read AND has_digest AND NOT unread) OR how = 'read_back' THEN 'read_back'
-                       WHEN how = 'digest' THEN 'digest' ELSE 'size' END AS confirmed
+        CREATE TABLE held AS
+        SELECT row_id, key, size, dest_etag AS etag, recorded_at, sha256, md5, confirmed AS how
+        FROM latest SEMI JOIN manifest USING (row_id) ANTI JOIN waiting USING (row_id)
+        WHERE status IN ('copied', 'unchanged')
+        """
+    )
+    con.execute(
+        """
+        CREATE TABLE done AS
+        SELECT * EXCLUDE (unread, has_digest, was_read, how),
+               CASE WHEN (was_read AND has_digest AND NOT unread) OR how = 'read_back' THEN 'read_back'
+                    WHEN how = 'digest' THEN 'digest' ELSE 'size' END AS confirmed
         FROM (
-            SELECT l.row_id, l.key, coalesce(l.size, r.size) AS size, l.dest_etag AS etag, l.recorded_at,
+            SELECT l.row_id, l.key, coalesce(l.size, r.size) AS size, l.etag, l.recorded_at,
                    CASE WHEN r.sha256 IS NULL THEN l.sha256 ELSE r.sha256 END AS sha256,
                    CASE WHEN r.md5 IS NULL THEN l.md5 ELSE r.md5 END AS md5,
                    r.sha256 IS NOT NULL AS read_now,
                    r.row_id IS NOT NULL AND r.sha256 IS NULL AS unread,
                    l.sha256 IS NOT NULL OR l.md5 IS NOT NULL AS has_digest,
-                   a.read AND (a.every OR md5(l.row_id || a.seed) <= a.up_to) AS was_read, l.confirmed AS how
-            FROM latest l SEMI JOIN manifest USING (row_id) ANTI JOIN waiting USING (row_id)
-            LEFT JOIN readings r USING (row_id), asked a
-            WHERE l.status IN ('copied', 'unchanged')
+                   a.read AND (a.every OR md5(l.row_id || a.seed) <= a.up_to) AS was_read, l.how
+            FROM held l LEFT JOIN readings r USING (row_id), asked a
         )
         """
     )
+    con.execute("DROP TABLE held; DROP TABLE readings")
 
 
 def count_confirmed(con: duckdb.DuckDBPyConnection) -> dict[str, int]:

@@ -65,11 +65,12 @@ def write_proof(
     sample: Sample,
     pages: Pages,
     flow_run: str = "",
+    keep_lease: Callable[[], None] = lambda: None,
 ) -> Proof:
     """Writes `proofs/<UTC time>/` and returns it. To be called under the lease, after the verification.
 
     ``pages`` lists the destination. The tag manifest is written last: a folder with it is complete. Raises Fatal if the
-    state or its disk fails.
+    state or its disk fails, and what ``keep_lease`` raises: another run may have changed objects meanwhile.
     """
     made_at = datetime.now(UTC)
     state.spool_dir.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,8 @@ def write_proof(
         )
         told |= {"made_at": document.moment(made_at), "origin": origin.origin(flow_run)}
         _write_tags(folder, job, told, found, made_at)
-        name = f"{PROOFS}/{made_at:%Y%m%dT%H%M%SZ}"
+        keep_lease()
+        name = f"{PROOFS}/{made_at:%Y%m%dT%H%M%S.%fZ}"  # a second may have two
         for path in sorted(folder.iterdir(), key=lambda path: (path.name == bag.TAGS, path.name == DOCUMENT)):
             state.write_file(f"{name}/{path.name}", path)
         return Proof(name, told["reasons"], told)
@@ -95,7 +97,7 @@ def write_proof(
 def _folder(spool_dir: Path) -> Iterator[Path]:
     """Yields a temporary folder for the block. Raises Fatal for a full disk."""
     try:
-        with tempfile.TemporaryDirectory(prefix="proof-", dir=spool_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix="ferry-proof-", dir=spool_dir) as folder:
             yield Path(folder)
     except OSError as exc:
         raise disk_error(exc, "a file of the proof") from exc
@@ -181,12 +183,6 @@ def _write_csv(path: Path, columns: Sequence[str], lines: Iterable[Iterable[Any]
     if not written:
         path.unlink()
     return written
-
-
-def last_proof(state: State) -> str | None:
-    """Returns the folder of the latest complete proof in the state, None if there is none."""
-    found = [name for name in state.list(PROOFS) if name.endswith(f"/{bag.TAGS}")]
-    return max(found).rpartition("/")[0] if found else None
 
 
 def copy_proof(state: State, name: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ def prove(
 ) -> int:
     """Verify the destination, and write a proof that can be checked without Ferry."""
     with signals.ended_by_the_system():
-        from ferry.proof import last_proof, signer_for
+        from ferry.proof import signer_for
         from ferry.reconcile import check_choice
         from ferry.state import read_plan
         from flows.cli import terminal
@@ -47,14 +48,15 @@ def prove(
     if read_plan(state) is None:
         raise UserError(f"{job.name} never ran, so there is nothing to prove; start with `ferry run {job_file}`")
     local_run.refuse_second_run(job)
-    before = last_proof(state)
     code, end, _ = verify_here(job, job_file, as_json=json_, list_only=list_, sample=sample, seed=seed, proof=True)
-    made = last_proof(state)
-    if made is None or made == before:
+    from flows import verify as flow
+
+    if flow.made_proof is None:
         if json_:
             print_json({"error": str(end), "exit_code": code})
         terminal.error(str(end))
         return code
+    made = flow.made_proof.name
     signature = _deliver(state, made, target, signer)
     if json_:
         print_json(
@@ -71,11 +73,13 @@ def prove(
 
 def _new_folder(out: Path) -> Path:
     """Returns the folder's absolute path. Raises UserError unless it can be made or is empty."""
-    target = out.absolute()  # now: a Prefect server changes the working directory
+    target = out.absolute().resolve()  # now: a Prefect server changes the working directory. A link stays one
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--out {out}: it exists and is not an empty folder; name a new one")
     if not target.parent.is_dir():
         raise UserError(f"--out {out}: the folder {target.parent} does not exist; make it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: the folder {target.parent} cannot be written to; name another one")
     return target
 
 
@@ -92,7 +96,10 @@ def _deliver(state: Any, name: str, target: Path | None, signer: Any) -> str | N
         copy_proof(state, name, built)
         signature = None
         if signer is not None:
-            signature = sign(signer, built / TAGS)
+            try:
+                signature = sign(signer, built / TAGS)
+            except UserError as error:
+                raise UserError(f"{error}. The proof is in the state, unsigned: {state.uri}/{name}") from None
             state.write(f"{name}/{signature.name}", signature.read_bytes())
         if target is not None:
             built.chmod(0o755)

@@ -29,6 +29,7 @@ def prove(
     sample: str | int | None = None,
     list_only: bool = False,
     pages: Callable[[], Iterable[Sequence[ObjectInfo]]] | None = None,
+    keep_lease: Callable[[], None] = lambda: None,
 ) -> Proof:
     """Verifies as the task does, and writes a proof."""
     started, run_no = datetime.now(UTC), last_run_no(state) + 1
@@ -57,7 +58,7 @@ def prove(
         whole.bytes, whole.missing, whole.altered, whole.unread, whole.unproven, by, whole.unread_first,
         drawn.seed if sample else None, drawn.of,
     )  # fmt: skip
-    return write_proof(state, job, readings.path, done, drawn, pages or store.list)
+    return write_proof(state, job, readings.path, done, drawn, pages or store.list, keep_lease=keep_lease)
 
 
 def downloaded(proof: Path, objects: Path, folder: Path) -> Path:

@@ -47,7 +47,9 @@ def test_what_a_killed_run_left_is_gone(tmp_path: Path) -> None:
     (spool / "body-link").symlink_to(other)
     for name in ("body-1", "list", "ledger.parquet", "manifest.parquet", "manifest.parquet.unfinished"):
         (spool / name).touch()
-    (spool / "manifest.parquet.ids").mkdir()
+    for name in ("manifest.parquet.ids", "ferry-proof-a1", "ferry-public-a1"):
+        (spool / name).mkdir()
+    (spool / "readings.csv").touch()
     clean_spool(state)
     assert list(spool.iterdir()) == []
     assert (other / "mine").exists()
@@ -56,7 +58,10 @@ def test_what_a_killed_run_left_is_gone(tmp_path: Path) -> None:
 def test_what_is_not_of_a_run_stays(tmp_path: Path) -> None:
     """Files that Ferry did not write stay: with `state: .` the spool may be the user's own directory."""
     state = directory_state(tmp_path)
-    theirs = [state.spool_dir / name for name in ("photos/a.jpg", "listing.csv", "list.csv", "my-body-1")]
+    theirs = [
+        state.spool_dir / name
+        for name in ("photos/a.jpg", "listing.csv", "list.csv", "my-body-1", "proof-1/a", "public-1/a")
+    ]
     for path in theirs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -17,9 +17,11 @@ from ferry.core import Progress, UserError
 from ferry.cutover import PublicReport, check_public, public_site
 from ferry.http import Network
 from ferry.job import Job
+from ferry.state import append_outcomes
 from ferry.state.files import DirectoryState
 from ferry.storage.access import Access
-from tests.support.helpers import QUICK, make_job, plan, run, write_list
+from tasks.run import clean_spool
+from tests.support.helpers import QUICK, by_key, make_job, plan, run, write_list
 
 CACHING = "public, max-age=60"
 
@@ -79,7 +81,7 @@ def test_right_addresses(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
     assert not {"x-key", "authorization", "referer"} & headers.keys()
     (name,) = shop.state.list("reports/public")
     assert json.loads(shop.state.read(name))["right"] == 63
-    assert not list(shop.state.spool_dir.glob("public-*"))
+    assert not list(shop.state.spool_dir.glob("ferry-public-*"))
 
 
 def test_what_differs_is_a_row(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
@@ -268,3 +270,31 @@ def test_a_shared_address(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
 )
 def test_the_site_of_public_addresses(public_url: str, site: str) -> None:
     assert public_site(make_job(public_url=public_url)) == site
+
+
+def test_a_run_leaves_the_folder_of_a_check(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
+    """A check has no lease. A run that begins meanwhile deletes what killed processes left, not the check's files."""
+    shop = Shop(tmp_path, origin, cdn, numbered(3))
+    cdn.remove("/0.jpg")
+    left = shop.state.spool_dir / "ferry-public-left"
+    left.mkdir(parents=True)
+
+    class Cleaned(Progress):
+        def start(self, total: int) -> None:
+            clean_spool(shop.state)
+            super().start(total)
+
+    report = check_public(shop.job, shop.state, Network(), Cleaned())
+    assert [row["key"] for row in shop.rows(report)] == ["0.jpg"]
+    assert not left.exists()
+
+
+def test_copies_of_which_the_ledger_knows_little(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
+    """What was compared by size, and what by the status alone, is counted apart."""
+    shop = Shop(tmp_path, origin, cdn, numbered(3))
+    for key, size in (("0.jpg", None), ("1.jpg", len(shop.bodies["/1.jpg"]))):
+        known = by_key(shop.state)[key]
+        append_outcomes(shop.state, [known._replace(size=size, md5=None, sha256=None, run_no=2)], 2, "test", size or 0)
+    report = shop.check()
+    assert (report.right, report.by_size, report.by_status) == (3, 1, 1)
+    assert "Compared by status and media type alone, since the ledger has no size: 1" in report.message

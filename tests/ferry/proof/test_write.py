@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -16,9 +17,13 @@ import pytest
 
 from demo.images import make_image
 from demo.origin import Origin
-from ferry.core.errors import UserError
+from ferry.core.errors import Fatal, UserError
 from ferry.core.records import ErrorClass, Status
 from ferry.job.model import Job
+from ferry.proof import Readings
+from ferry.proof.bag import write_manifests
+from ferry.proof.objects import create_objects
+from ferry.reconcile.verify import EVERYTHING
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
 from ferry.storage.access import Access
@@ -361,3 +366,62 @@ def test_rows_that_wait_for_a_recheck(tmp_path: Path) -> None:
     told = document(tmp_path, proof.name)
     assert told["rows"]["pending"] + told["objects"]["in_manifests"] == 3
     assert "2.jpg" in [line["key"] for line in table(tmp_path, proof.name, "others.csv")]
+
+
+def test_two_proofs_within_a_second(tmp_path: Path) -> None:
+    """Each has its own folder, however fast one follows the other."""
+    job, state, store = copied(tmp_path)
+    first, second = prove(job, state, store).name, prove(job, state, store).name
+    assert first < second
+
+
+def test_a_lost_lease(tmp_path: Path) -> None:
+    """Another run has begun while the destination was listed: nothing is in the state, and the spool is empty."""
+    job, state, store = copied(tmp_path)
+
+    def lost() -> None:
+        raise Fatal("another run has taken the lease")
+
+    with pytest.raises(Fatal, match="taken the lease"):
+        prove(job, state, store, keep_lease=lost)
+    assert state.list("proofs") == []
+    assert not list(state.spool_dir.glob("ferry-proof-*"))
+
+
+def test_only_whole_proofs_have_a_tag_manifest(tmp_path: Path) -> None:
+    """The verdict is written after the lists, and the tag manifest after all: what ends early is not a proof."""
+    job, state, store = copied(tmp_path)
+    names: list[str] = []
+    write_file = state.write_file
+
+    def write(name: str, path: Path) -> None:
+        names.append(name.rpartition("/")[2])
+        write_file(name, path)
+
+    state.write_file = write  # type: ignore[method-assign]
+    prove(job, state, store)
+    assert names[-2:] == ["proof.json", "tagmanifest-sha256.txt"]
+    assert len(names) > 5
+
+
+@pytest.mark.slow
+def test_a_million_rows_fit_into_the_memory(tmp_path: Path) -> None:
+    """A ledger without digests, so that the verification has a reading for each row: the largest tables."""
+    rows, readings = 1_000_000, Readings(tmp_path / "readings.csv").path
+    with contextlib.closing(ledger.connect(tmp_path / "spool")) as con:
+        con.execute(
+            f"""
+            CREATE VIEW made AS
+            SELECT md5(n::VARCHAR) AS row_id, 'products/' || n || '.jpg' AS key, 9 AS size, 'e' || n AS dest_etag,
+                   now() AS recorded_at, NULL::VARCHAR AS sha256, NULL::VARCHAR AS md5, 'copied' AS status,
+                   'size' AS confirmed FROM range({rows}) t(n)
+            """
+        )
+        for name in ("latest", "manifest"):
+            con.execute(f"COPY (SELECT * FROM made) TO '{tmp_path}/{name}' (FORMAT parquet)")
+            con.from_parquet(f"{tmp_path}/{name}").create_view(name)
+        con.execute(f"COPY (SELECT row_id, row_id || row_id, row_id, 9 FROM made) TO '{readings}' (FORMAT csv, HEADER)")
+        con.execute("CREATE TABLE waiting (row_id VARCHAR)")
+        create_objects(con, readings, EVERYTHING, read=True)
+        found = write_manifests(con, tmp_path)
+    assert (found.objects, found.read_now, found.without_digests) == (rows, rows, 0)
