@@ -83,7 +83,7 @@ def write_manifests(con: duckdb.DuckDBPyConnection, folder: Path) -> Bag:
 
 
 def declare(folder: Path, bag: Bag, info: Mapping[str, str], made_on: date) -> None:
-    """Writes bagit.txt and bag-info.txt.
+    """Writes bagit.txt and bag-info.txt; the values of ``info`` have one line.
 
     | keys | version | reason |
     |---|---|---|
@@ -98,7 +98,7 @@ def declare(folder: Path, bag: Bag, info: Mapping[str, str], made_on: date) -> N
     lines = {**info, "Bagging-Date": made_on.isoformat()}
     if not bag.unsized:
         lines["Payload-Oxum"] = f"{bag.bytes}.{bag.objects}"
-    text = "".join(f"{name}: {' '.join(value.split())}\n" for name, value in lines.items())
+    text = "".join(f"{name}: {value}\n" for name, value in lines.items())
     (folder / "bag-info.txt").write_text(text, encoding="utf-8")
 
 

@@ -179,6 +179,15 @@ def test_a_site_that_does_not_answer(origin: Origin, cdn: Origin, tmp_path: Path
     assert not report.proven
 
 
+def test_a_site_that_answers_now_and_then(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
+    """Addresses without an answer end the check only if they are in a row."""
+    shop = Shop(tmp_path, origin, cdn, numbered(120), retries={"attempts": 1})
+    for n in range(0, 120, 2):
+        cdn.add(f"/{n}.jpg", b"", fault=Trouble.RESET)
+    report = shop.check()
+    assert (report.checked, report.differ, report.ended_early) == (120, 60, "")
+
+
 def test_a_redirect_to_a_private_address_is_not_followed(origin: Origin, cdn: Origin, tmp_path: Path) -> None:
     """public_url is the user's own; where it redirects to is not."""
     shop = Shop(tmp_path, origin, cdn, numbered(1))

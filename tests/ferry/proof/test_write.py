@@ -425,3 +425,64 @@ def test_a_million_rows_fit_into_the_memory(tmp_path: Path) -> None:
         create_objects(con, readings, EVERYTHING, read=True)
         found = write_manifests(con, tmp_path)
     assert (found.objects, found.read_now, found.without_digests) == (rows, rows, 0)
+
+
+def test_line_breaks_in_keys(tmp_path: Path) -> None:
+    """They are encoded, so that none adds a line of its own to a manifest. Of several rows the last outcome counts."""
+    with contextlib.closing(ledger.connect(tmp_path / "spool")) as con:
+        con.execute(
+            """
+            CREATE TABLE done AS SELECT *, 1 AS size, NULL AS etag, false AS read_now FROM (VALUES
+                ('x' || chr(10) || '00  data/y', 'aa', 'a', 1), ('c' || chr(13), 'bb', 'b', 1),
+                ('same', 'old', 'old', 1), ('same', 'new', 'new', 3), ('same', 'old', 'old', 2)
+            ) t(key, sha256, md5, recorded_at)
+            """
+        )
+        assert write_manifests(con, tmp_path).objects == 3
+    manifest = (tmp_path / "manifest-sha256.txt").read_bytes()
+    assert manifest == b"bb  data/c%0D\nnew  data/same\naa  data/x%0A00  data/y\n"
+    assert (tmp_path / "manifest-md5.txt").read_bytes() == manifest.replace(b"aa ", b"a ").replace(b"bb ", b"b ")
+
+
+@pytest.mark.parametrize("missing", ["md5", "sha256"])
+def test_an_object_with_one_digest_is_in_neither_manifest(missing: str, tmp_path: Path) -> None:
+    """RFC 8493, section 2.1.3: a manifest lists every file. Its cells are safe in a spreadsheet."""
+    job, state, store = copied(tmp_path, ("=1.jpg", "2.jpg"))
+    forget(state, "=1.jpg", **{missing: None})
+    proof = prove(job, state, store, list_only=True)
+    assert document(tmp_path, proof.name)["objects"]["without_digests"] == 1
+    for name in ("manifest-sha256.txt", "manifest-md5.txt"):
+        assert "=1.jpg" not in (tmp_path / "state" / proof.name / name).read_text()
+    (line,) = table(tmp_path, proof.name, "objects-without-digests.csv")
+    assert (line["key"], line[missing]) == ("'=1.jpg", "")
+
+
+def test_what_no_spreadsheet_may_compute(tmp_path: Path) -> None:
+    """Keys of objects that were read now, and of others, begin with an apostrophe where a formula would."""
+    job, state, store = copied(tmp_path, ("=1.jpg", "2.jpg"))
+    forget(state, "=1.jpg", md5=None)
+    (tmp_path / "new" / "=more.jpg").write_bytes(b"more")
+    proof = prove(job, state, store)
+    for file, key in (("digests-read-now.csv", "'=1.jpg"), ("others.csv", "'=more.jpg")):
+        assert [line["key"] for line in table(tmp_path, proof.name, file)] == [key]
+
+
+def test_a_name_of_several_lines_adds_no_tag(tmp_path: Path) -> None:
+    """A bag's information has one line for each tag."""
+    job, state, store = copied(tmp_path)
+    proof = prove(job.model_copy(update={"name": "one\nPayload-Oxum: 0.0"}), state, store)
+    lines = (tmp_path / "state" / proof.name / "bag-info.txt").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("Payload-Oxum")]) == 1
+    assert any(line.startswith("External-Identifier: one\\nPayload-Oxum") for line in lines)
+
+
+def test_an_object_of_unknown_size(tmp_path: Path) -> None:
+    """Without the size of each object there is no Payload-Oxum; a verification that reads the object knows it."""
+    job, state, store = copied(tmp_path)
+    forget(state, "1.jpg", size=None)
+    listed = prove(job, state, store, list_only=True)
+    assert "Payload-Oxum" not in (tmp_path / "state" / listed.name / "bag-info.txt").read_text()
+    forget(state, "1.jpg", size=None, md5=None)
+    read = prove(job, state, store)
+    oxum = f"Payload-Oxum: {sum(path.stat().st_size for path in (tmp_path / 'new').iterdir())}.3\n"
+    assert oxum in (tmp_path / "state" / read.name / "bag-info.txt").read_text()
