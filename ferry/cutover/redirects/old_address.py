@@ -13,6 +13,7 @@ _ADDRESS = re.compile(
     r"https?://(?:[^/?#\\]*@)?(\[[^\[\]/?#]*\]|[^\[\]/?#:@]+)(?::[0-9]*)?([^?#]*)(?:\?([^#]*))?(?:#.*)?",
     re.IGNORECASE | re.DOTALL,
 )
+_HOST = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 _CANONICAL = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+/?")  # most paths; the rest takes ten times as long
 _TO_ENCODE = re.compile(r"[^\x21-\x7e]+")
 
@@ -26,7 +27,7 @@ class Asked(NamedTuple):
 
 
 def asked(url: str, merge_slashes: bool) -> Asked | None:
-    """Returns what a server knows of a request for ``url``, None if that is not the address of a web server.
+    """Returns what a server knows of a request for ``url``, None if browsers would not send one.
 
     All spellings of one path are equal: `%41` and `A`, `%c3%a4`, `%C3%A4` and `ä`, `/x/../a` and `/a`; with
     ``merge_slashes`` also `//a` and `/a`. Queries have no such rule, so `?v=%41` and `?v=A` differ.
@@ -34,10 +35,12 @@ def asked(url: str, merge_slashes: bool) -> Asked | None:
     match = _ADDRESS.fullmatch(url)
     if match is None:
         return None
-    host, path, query = match.groups()
+    host, path, query = ascii_host(match[1]), match[2], match[3]
+    if not _HOST.fullmatch(host):
+        return None
     if not _CANONICAL.fullmatch(path):
         path = quote(_resolved(unquote_to_bytes(path or "/"), merge_slashes), safe="/")
-    return Asked(_ascii_host(host), path, _TO_ENCODE.sub(lambda found: quote(found[0]), query or ""))
+    return Asked(host, path, _TO_ENCODE.sub(lambda found: quote(found[0]), query or ""))
 
 
 def _resolved(path: bytes, merge_slashes: bool) -> bytes:
@@ -55,7 +58,8 @@ def _resolved(path: bytes, merge_slashes: bool) -> bytes:
 
 
 @lru_cache(4096)
-def _ascii_host(host: str) -> str:
+def ascii_host(host: str) -> str:
+    """Returns a host as browsers send it: lower case, IDNA-encoded, without the last dot."""
     if host.isascii():
         return host.lower().removesuffix(".")
     try:

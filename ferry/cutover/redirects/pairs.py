@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
-from ferry.core import holds_secret
+from ferry.core import holds_secret, redact
 from ferry.cutover.redirects.old_address import Asked, asked
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ BATCH_ROWS = 10_000
 _ESCAPED = {ord(char): f"%{ord(char):02X}" for char in "\"$<>\\^`{|}'"}
 
 
-_NO_ADDRESS = Asked("", "", "")  # of a row that has no copy: DuckDB refuses None of a function
+_OLD = ("old address", "es")
 
 
 class Pair(NamedTuple):
@@ -51,7 +51,7 @@ class LeftOut:
     """What an export leaves out. ``without_copy`` counts rows, the others count old addresses."""
 
     without_copy: int = 0
-    unknown: int = 0  # not the address of a web server
+    unknown: int = 0  # not the address of a web server, or without a new one
     ambiguous: int = 0  # one old address, several new ones
     secret: int = 0  # only a query with a credential tells it from others
     served: int = 0  # it is a new address, too
@@ -62,26 +62,27 @@ class LeftOut:
         """Returns a sentence for each reason that left something out, with what to do."""
         named = f", such as {', '.join(self.examples)}" if self.examples else ""
         reasons = (
-            (self.without_copy, "rows without a copy are left out. `ferry failures` says why"),
+            (self.without_copy, "row", "s", "without a copy. `ferry failures` says why"),
             (
                 self.unknown,
-                "addresses are left out because they are not those of a web server. Set `source.public_url` "
-                "to the address under which visitors asked for these objects",
+                *_OLD,
+                "not that of a web server, or the row has no ID for `{id}`. Set `source.public_url` to the address "
+                "under which visitors asked for the object",
             ),
-            (self.ambiguous, f"old addresses are left out because rows give them different new ones{named}"),
+            (self.ambiguous, *_OLD, f"rows give it different new ones, or a row without a copy has it, too{named}"),
             (
                 self.secret,
-                "old addresses are left out because only a query with a credential tells them from others. "
-                "--full includes them, with the credential",
+                *_OLD,
+                "only a query with a credential tells it from others. --full includes it, with the credential",
             ),
-            (self.served, "old addresses are left out because the new store serves other or the same objects there"),
-            (
-                self.unfit,
-                "old addresses are left out because they are longer than the target allows, or hold %00 or other "
-                "characters that it cannot hold",
-            ),
+            (self.served, *_OLD, "the new store serves this or another object there"),
+            (self.unfit, *_OLD, "longer than the target allows, or with characters that it cannot hold, such as %00"),
         )
-        return [f"{count:,} {text}" for count, text in reasons if count]
+        return [
+            f"{count:,} {noun}{'' if count == 1 else plural} left out: {why}"
+            for count, noun, plural, why in reasons
+            if count
+        ]
 
     def counts(self) -> dict[str, int]:
         """Returns the counts for `--json`."""
@@ -118,8 +119,9 @@ class Pairs:
 
     def heading(self) -> list[str]:
         """Returns the first comment lines of a file: job, time, rows, and what is left out."""
+        redirects = f"{len(self):,} {'redirect' if len(self) == 1 else 'redirects'}"
         return [
-            f"{len(self):,} redirects of the job {self.job}, by `ferry export` at {self.at:%Y-%m-%d %H:%M:%S} UTC",
+            f"{redirects} of the job {self.job}, by `ferry export` at {self.at:%Y-%m-%d %H:%M:%S} UTC",
             *self.left_out.sentences(),
         ]
 
@@ -134,11 +136,12 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
     | of rows with different new addresses | ambiguous |
     | with a credential in its query, the path's only one | a redirect for the path, whatever the query is |
     | with a credential in its query, others have the path | secret; with ``full`` a redirect for this query |
-    | that is itself a new address | served: a redirect would hide the object there |
+    | without a query, others have the path and a query, and one of these becomes no redirect | ambiguous |
+    | that is itself a new address, or its path without a query | served: a redirect would hide the object there |
     | longer than the target allows, or with %00 or other characters that it cannot hold | unfit |
 
     The column `twins` numbers, from 0, groups of old addresses that differ only in case, where the target ignores case.
-    Rows without a copy are in these groups, too. It is NULL for all other addresses.
+    Rows without a copy, and new addresses, make others twins, too. It is NULL for all other addresses.
     """
     _create_asked(con, sight)
     query = "asked.query" if sight.queries else "''"
@@ -150,7 +153,7 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
         WITH known AS (
             SELECT row_no, id, key, new, asked.host AS host, asked.path AS path, {query} AS query, {secret} AS hidden,
                    {alone} AS alone, asked.query AS asked_query
-            FROM asked WHERE asked.path <> ''
+            FROM asked
         )
         SELECT host, path, CASE WHEN hidden AND alone THEN '' ELSE query END AS query, min(row_no) AS row_no,
                arg_min(id, row_no) AS id, arg_min(key, row_no) AS key, bool_or(hidden AND NOT alone) AS secret,
@@ -160,32 +163,51 @@ def make_pairs(con: duckdb.DuckDBPyConnection, job: str, at: datetime, sight: Si
         """,
         {"full": full},
     )
-    fold = "host, lower(path), lower(query)" if sight.ignore_case else "host, path, query"
+    con.execute(
+        """
+        CREATE OR REPLACE TABLE new AS
+        SELECT DISTINCT asked.host AS host, asked.path AS path, asked.query AS query
+        FROM (SELECT asked(new) AS asked FROM asked WHERE $as_written OR
+              rtrim(lower(regexp_extract(new, '^https?://(\\[[^]]*\\]|[^/?#:]*)', 1)), '.') IN (SELECT host FROM seen))
+        """,
+        {"as_written": sight.as_written},
+    )
     con.execute(
         f"""
         CREATE OR REPLACE TABLE judged AS
-        WITH new AS (
-            SELECT DISTINCT asked.host AS host, asked.path AS path, asked.query AS query
-            FROM (SELECT asked(new) AS asked FROM asked
-                  WHERE lower(regexp_extract(new, '^https?://([^/?#:]*)', 1)) IN (SELECT host FROM seen) OR $as_written)
+        WITH spelled AS (
+            SELECT host, path, query FROM seen WHERE $ignore_case UNION SELECT * FROM new WHERE $ignore_case
         ), twin AS (
-            SELECT *, count(*) OVER (PARTITION BY {fold}) > 1 AS is_twin, dense_rank() OVER (ORDER BY {fold}) AS twins
-            FROM seen
+            SELECT host, lower(path) AS folded FROM spelled GROUP BY ALL
+            HAVING min(path) <> max(path) OR count(DISTINCT query) <> count(DISTINCT lower(query))
+        ), served AS (
+            FROM new UNION SELECT host, path, '' FROM new  -- a redirect without a query is one for all queries
         )
-        SELECT t.* REPLACE (CASE WHEN is_twin THEN twins END AS twins), CASE
+        SELECT t.*, CASE WHEN w.host IS NOT NULL
+            THEN dense_rank() OVER (ORDER BY w.host, w.folded, CASE WHEN w.host IS NOT NULL THEN lower(t.query) END) END
+            AS twins, CASE
             WHEN t.new IS NULL THEN 'without_copy' WHEN ambiguous THEN 'ambiguous' WHEN secret THEN 'secret'
             WHEN n.host IS NOT NULL THEN 'served'
-            WHEN length(t.host) + length(t.path) + length(t.query) > {sight.longest}
+            WHEN t.path = ''
+                 OR length(t.host) + length(t.path) + length(t.query) > {sight.longest}
                  OR length(t.new) > {sight.longest_new}
                  OR length(t.host) + length(t.path) + length(t.query) + length(t.new) > {sight.longest_pair}
                  OR contains(t.path, '%00')
                  OR ({sight.utf8} AND NOT is_utf8(t.path)) THEN 'unfit'
             ELSE 'redirect' END AS verdict
-        FROM twin t LEFT JOIN new n ON t.host = n.host AND t.path = n.path AND t.query = n.query
+        FROM seen t LEFT JOIN served n ON t.host = n.host AND t.path = n.path AND t.query = n.query
+        LEFT JOIN twin w ON t.host = w.host AND lower(t.path) = w.folded
         """,
-        {"as_written": sight.as_written},
+        {"ignore_case": sight.ignore_case},
     )
-    con.execute("DROP TABLE asked; DROP TABLE seen")
+    # A redirect without a query is one for all queries, also for one whose row has no redirect of its own
+    con.execute(
+        """
+        UPDATE judged SET verdict = 'ambiguous' WHERE verdict = 'redirect' AND query = ''
+        AND (host, path) IN (SELECT (host, path) FROM judged WHERE query <> '' AND verdict <> 'redirect')
+        """
+    )
+    con.execute("DROP TABLE asked; DROP TABLE seen; DROP TABLE new")
     con.execute(
         """
         CREATE OR REPLACE TABLE redirects AS SELECT host, path, query, new, row_no, id, key,
@@ -201,10 +223,10 @@ def _create_asked(con: duckdb.DuckDBPyConnection, sight: Sight) -> None:
 
     def split(url: str) -> dict[str, str]:
         found = Asked("", url, "") if sight.as_written else asked(url, sight.merge_slashes)
-        return (found or _NO_ADDRESS)._asdict()
+        return (found or Asked(url, "", ""))._asdict()  # DuckDB refuses None of a function
 
     def is_secret(url: str) -> bool:
-        return bool(holds_secret("?" + url.partition("?")[2]))
+        return bool(holds_secret(url.replace("#", "?") if sight.as_written else "?" + url.partition("?")[2]))
 
     def is_utf8(path: str) -> bool:
         with contextlib.suppress(UnicodeDecodeError):
@@ -235,6 +257,6 @@ def _left_out(con: duckdb.DuckDBPyConnection) -> LeftOut:
         """
     ).fetchall()
     ambiguous = "SELECT host || path FROM judged WHERE verdict = 'ambiguous' ORDER BY row_no LIMIT 3"
-    examples = tuple(name for (name,) in con.execute(ambiguous).fetchall())
+    examples = tuple(redact(name) if "://" in name else name for (name,) in con.execute(ambiguous).fetchall())
     reasons = {reason: counted.get(reason, 0) for reason in ("ambiguous", "secret", "served", "unfit")}
     return LeftOut(without_copy=rows, unknown=unknown, examples=examples, **reasons)

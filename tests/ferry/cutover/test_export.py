@@ -95,7 +95,7 @@ def test_old_and_new_addresses(full: bool, state: DirectoryState, tmp_path: Path
     path = tmp_path / "map.csv"
     written = exported(state, "map", path, full=full, public_url="https://n.example/{key}")
     assert written.left_out == {"without_copy": 4}
-    assert written.notes == ("4 rows without a copy are left out. `ferry failures` says why",)
+    assert written.notes == ("4 rows left out: without a copy. `ferry failures` says why",)
     lines = read(path)
     assert list(lines[0])[-3:] == ["address", "old_url", "public_url"]
     assert [line["public_url"] for line in lines] == [f"https://n.example/{n}.jpg" for n in range(6)]

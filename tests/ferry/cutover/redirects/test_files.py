@@ -53,11 +53,11 @@ def test_comments_say_what_is_left_out(form: str, tmp_path: Path) -> None:
     ]
     written = write(tmp_path, form, rows)
     assert written.left_out["without_copy"] == 1
-    assert written.notes[0] == "1 rows without a copy are left out. `ferry failures` says why"
+    assert written.notes[0] == "1 row left out: without a copy. `ferry failures` says why"
     text = (tmp_path / "out").read_text()
     if form not in ("cloudflare-bulk-redirects", "s3-routing"):
         first, second, *_ = text.splitlines()
-        assert first.endswith("1 redirects of the job test, by `ferry export` at 2026-01-02 00:00:00 UTC")
+        assert first.endswith("1 redirect of the job test, by `ferry export` at 2026-01-02 00:00:00 UTC")
         assert second.endswith(written.notes[0])
 
 

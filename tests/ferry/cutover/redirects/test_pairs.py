@@ -39,7 +39,11 @@ SIGHT = Sight(longest=1000, longest_new=1000)
         ("https://bücher.example/a", True, Asked("xn--bcher-kva.example", "/a", "")),
         ("https://[::1]:80/a?b?c", True, Asked("[::1]", "/a", "b?c")),
         ("s3://bucket/a", True, None),
+        ("https://Old.Example.:80?", True, Asked("old.example", "/", "")),
         ("https:///a", True, None),
+        ("https://a\n;}/a", True, None),
+        ('https://a"b/a', True, None),
+        ("https://ex\u200bample.com/a", True, None),
     ],
 )  # fmt: skip
 def test_what_a_server_knows_of_an_address(url: str, merge: bool, expected: Asked | None) -> None:
@@ -104,6 +108,50 @@ def test_an_address_that_the_new_store_serves(tmp_path: Path) -> None:
     assert left_out == LeftOut(served=1)
 
 
+@pytest.mark.parametrize("site", [OLD, "https://old.example.", "https://[2001:db8::1]"])
+def test_a_new_address_with_a_query(site: str, tmp_path: Path) -> None:
+    """A redirect for all queries would lead to itself, whatever the spelling of the host is."""
+    found = pairs(tmp_path, [f"{site}/0", f"{OLD}/a"], public_url=f"{site}/{{key}}?v=1")
+    assert found == ([Pair("old.example", "/a", "", f"{site}/1?v=1")], LeftOut(served=1))
+
+
+def test_a_new_address_in_another_case(tmp_path: Path) -> None:
+    """It is told apart where the target ignores case: the redirect would lead to itself."""
+    urls = [f"{OLD}/P/0", f"{OLD}/p/1?V=1", f"{OLD}/b"]
+    found, _ = pairs(tmp_path, urls, SIGHT._replace(ignore_case=True), public_url=f"{OLD}/p/{{key}}?v=1")
+    assert [(each.path, each.twins) for each in found] == [("/P/0", 0), ("/p/1", 1), ("/b", None)]
+
+
+@pytest.mark.parametrize(
+    ("other", "left_out"),
+    [
+        (f"missing:{OLD}/a?v=1", LeftOut(without_copy=1, ambiguous=1, examples=("old.example/a",))),
+        (f"{OLD}/a?sig=1", LeftOut(secret=1, ambiguous=1, examples=("old.example/a",))),
+        (f"{OLD}/a?{'v' * 2000}", LeftOut(unfit=1, ambiguous=1, examples=("old.example/a",))),
+    ],
+)
+def test_a_redirect_for_all_queries_hides_no_other_row(other: str, left_out: LeftOut, tmp_path: Path) -> None:
+    """A visitor who asks for the other row would get this one's object."""
+    assert pairs(tmp_path, [f"{OLD}/a", other]) == ([], left_out)
+    urls = [f"{OLD}/A", other]
+    assert {each.twins for each in pairs(tmp_path / "case", urls, SIGHT._replace(ignore_case=True))[0]} == {0}
+
+
+def test_a_host_that_no_visitor_asks_for(tmp_path: Path) -> None:
+    """It cannot be in a configuration, and is counted."""
+    found = pairs(tmp_path, [f"{OLD}/a", "https://ex\u200bample.com/a", "https://ex\u200bample.org/a"])
+    assert found == ([pair("/a", 0)], LeftOut(unfit=2))
+
+
+def test_no_secret_of_an_ambiguous_address_is_told(tmp_path: Path) -> None:
+    """Neither in the examples, nor by a target with whole addresses."""
+    urls = [f"{OLD}/a?sig=SECRET", f"{OLD}/a?sig=SECRET", f"{OLD}/b#access_token=SECRET", f"{OLD}/c"]
+    found, left_out = pairs(tmp_path, urls, SIGHT._replace(as_written=True))
+    assert [each.path for each in found] == [f"{OLD}/c"]
+    assert (left_out.ambiguous, left_out.secret) == (1, 1)
+    assert "SECRET" not in str(left_out.sentences())
+
+
 def test_a_target_without_queries(tmp_path: Path) -> None:
     """For a target that does not compare queries, addresses that differ in them are one."""
     urls = [f"{OLD}/a?v=1", f"{OLD}/b?v=1", f"{OLD}/b?v=2"]
@@ -145,7 +193,7 @@ def test_a_source_that_visitors_did_not_ask(tmp_path: Path) -> None:
     """Rows of a bucket have no old address, until source.public_url says it."""
     rows = [{"url": "s3://old/images/ä.jpg", "key": "1", "id": "1"}]
     state, job = stored(tmp_path, rows, source={"roots": ["s3://old/images/"]})
-    with pytest.raises(UserError, match=r"1 addresses are left out .* Set `source\.public_url`"):
+    with pytest.raises(UserError, match=r"1 old address left out: .* Set `source\.public_url`"):
         export(state, job, tmp_path / "r", at=AT, form="nginx-map")
     assert not (tmp_path / "r").exists()
     with_address = job.model_copy(
