@@ -94,9 +94,11 @@ class LogLines:
 
     def _refuse(self) -> None:
         if self.bad * 2 > self.lines:
+            lines = "line" if self.lines == 1 else "lines"
+            what = "is not a request" if self.bad == 1 else "are not requests"
             raise UserError(
-                f"{self.shown} is not an access log that Ferry reads: {self.bad:,} of its first {self.lines:,} lines "
-                f"are not requests, the first of them {self._first_bad}. Ferry reads the common and the combined "
+                f"{self.shown} is not an access log that Ferry reads: {self.bad:,} of its first {self.lines:,} {lines} "
+                f"{what}, the first such {self._first_bad}. Ferry reads the common and the combined "
                 "format of nginx and Apache, JSON lines with fields such as `request_uri`, `host`, `method` and "
                 "`status`, and W3C extended logs with their `#Fields:` line"
             )
@@ -106,7 +108,9 @@ class LogLines:
             return _of_json(line)
         if self._columns:
             values = line.split("\t") if "\t" in line else line.split(" ")
-            return _of_fields(dict(zip(self._columns, values, strict=False))) if len(values) > 1 else None
+            if len(values) != len(self._columns):  # a cut line, or a space in a value: the fields would be others'
+                return None
+            return _of_fields(dict(zip(self._columns, values, strict=True)))
         return _of_line(line)
 
 
@@ -175,9 +179,9 @@ def _made(method: str, target: str, status: int, host: str | None) -> Request:
         host, target = absolute[1].rpartition("@")[2], absolute[2] or "/"
     target = _TO_QUOTE.sub(lambda char: f"%{ord(char[0]):02X}", target.partition("#")[0])
     known = _HOST.fullmatch(host.lower()) if host else None
-    valid = known is not None and known[1] not in ("-", "_")
+    name = known[1].removesuffix(".") if known else ""
     return Request(
-        method.upper(), target if target.startswith("/") else "", status, known[1] if known and valid else None
+        method.upper(), target if target.startswith("/") else "", status, None if name in ("", "-", "_") else name
     )
 
 
@@ -208,9 +212,11 @@ def _of_fields(fields: Mapping[str, Any]) -> Request | None:
 
     target, host, status = first(_TARGETS), first(_HOSTS) or None, first(_STATUSES)
     number = int(status) if status.isascii() and status.isdigit() and len(status) == 3 else 0
+    line = first(("request",))  # as the visitor sent it: nginx's `uri` is what a rewrite made of it
+    if _REQUEST.fullmatch(line):
+        return _request(line, number, host)
     if not target:
-        line = fields.get("request")
-        return _request(first(("request",)), number, host) if isinstance(line, str) else None
+        return _request(line, number, host) if isinstance(fields.get("request"), str) else None
     if "?" not in target and (query := first(_QUERIES)):
         target += f"?{query}"
     return _made(first(_METHODS) or "GET", target, number, host)

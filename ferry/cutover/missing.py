@@ -18,6 +18,7 @@ import pyarrow as pa
 from ferry.core import ErrorClass, UserError, redact
 from ferry.cutover.access_log import LogLines
 from ferry.cutover.addresses import create_addresses, old_address
+from ferry.cutover.redirects import ascii_host
 from ferry.job import Job
 from ferry.state import REMEDIES, State, folded_ledger, host_sql
 
@@ -110,7 +111,7 @@ def find_missing_addresses(
     with folded_ledger(state) as con:
         create_addresses(con, job)
         _create_old(con, job)
-        _read(con, logs, report, statuses, host.lower() if host else None)
+        _read(con, logs, report, statuses, ascii_host(host) if host else None)
         _judge(con)
         _count(con, report, limit)
         if as_list is not None:
@@ -134,6 +135,7 @@ def canonical(path: str) -> str:
 def _create_old(con: duckdb.DuckDBPyConnection, job: Job) -> None:
     """Creates `old`: each address of the list, and of rows that left it, with what became of it."""
     con.create_function("canonical", canonical, ["VARCHAR"], "VARCHAR")
+    con.create_function("ascii_host", ascii_host, ["VARCHAR"], "VARCHAR")
     con.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE old AS
@@ -152,7 +154,7 @@ def _create_old(con: duckdb.DuckDBPyConnection, job: Job) -> None:
             SELECT what, error_class, {old_address(job)} AS url FROM each WHERE address IS NOT NULL
         )
         SELECT what, error_class, {host_sql("url")} AS site_host, lower(regexp_extract(url, '^[a-zA-Z]+')) AS scheme,
-               regexp_replace(site_host, ':[0-9]+$', '') AS host,
+               ascii_host(regexp_replace(site_host, ':[0-9]+$', '')) AS host,
                canonical(coalesce(nullif(regexp_extract(url, '^[^/]*//[^/?#]*([^?#]*)', 1), ''), '/')) AS path,
                regexp_extract(url, '^[^?#]*[?]([^#]*)', 1) AS query
         FROM urls WHERE url SIMILAR TO '(?i)https?://.*'
@@ -251,11 +253,14 @@ def _judge(con: duckdb.DuckDBPyConnection) -> None:
         ), ranked AS (
             SELECT *, list_position(['copy', 'pending', 'failed', 'skipped', 'removed'], what) AS rank FROM old
         ), matched AS (
-            SELECT a.n, min_by({{'what': o.what, 'class': o.error_class}}, o.rank) AS best
+            SELECT a.n, min(o.rank) AS rank, min_by({{'what': o.what, 'class': o.error_class}}, o.rank) AS best
             FROM asked a JOIN ranked o ON o.path = a.path AND (a.host IS NULL OR a.host = o.host)
             JOIN paths p ON p.path = a.path
-            WHERE NOT p.queried OR o.query IN (a.query, left(sha256(a.query), 8))  -- a row that left has it redacted
-            GROUP BY a.n
+            WHERE NOT p.queried OR o.query = a.query
+                  OR (o.what = 'removed' AND o.query = left(sha256(a.query), 8))  -- the ledger has it redacted
+            GROUP BY a.n, o.host
+        ), hosts AS (  -- without a host in the log, the visitor may have asked any of them
+            SELECT n, max_by(best, rank) AS best FROM matched GROUP BY n
         ), sites AS (
             SELECT host, mode(scheme || '://' || site_host) AS site FROM old GROUP BY host
         ), single AS (
@@ -264,7 +269,7 @@ def _judge(con: duckdb.DuckDBPyConnection) -> None:
             SELECT a.*, best.what AS known, {_EXTENSION.format(path="a.path")} AS ending,
                    a.host IS NULL OR s.host IS NOT NULL AS ours, best.class AS error_class,
                    coalesce(s.site, 'https://' || a.host, (SELECT site FROM single)) AS site
-            FROM asked a LEFT JOIN matched USING (n) LEFT JOIN sites s ON s.host = a.host
+            FROM asked a LEFT JOIN hosts USING (n) LEFT JOIN sites s ON s.host = a.host
         )
         SELECT requests, target, site, error_class,
                CASE WHEN known = 'copy' THEN 'copy' WHEN gone = requests THEN 'gone' WHEN known IS NOT NULL THEN known

@@ -57,6 +57,8 @@ def read(folder: Path, data: bytes, name: str = "access.log") -> list[Request]:
         ('{"request": {"method": "GET", "host": "img.example", "uri": "/a.jpg"}, "status": 404}',
          get("/a.jpg", 404, "img.example")),  # Caddy
         ('{"request": "GET /a\\"b.jpg HTTP/1.1", "status": "200", "http_host": "-"}', get('/a"b.jpg')),
+        ('{"request": "GET /a.jpg?v=1 HTTP/1.1", "uri": "/index.php", "status": 200}', get("/a.jpg?v=1")),  # rewritten
+        (f'IMG.example. 1.2.3.4 - - {TIME} "GET /a HTTP/1.1" 200 1', get("/a", host="img.example")),
         ('{"uri": "/a.jpg", "args": "v=1", "status": "x"}', get("/a.jpg?v=1", 0)),
         ('{"httpRequest": {"requestUrl": "https://img.example/a.jpg", "requestMethod": "GET", "status": 200}}',
          get("/a.jpg", host="img.example")),
@@ -79,6 +81,15 @@ def test_w3c_extended(tmp_path: Path) -> None:
     assert read(tmp_path, data.encode()) == [
         get("/a%20b.jpg", host="img.example"), get("/b.jpg?v=1", 304, "img.example"),
     ]  # fmt: skip
+
+
+def test_w3c_lines_with_other_columns(tmp_path: Path) -> None:
+    """A line that was cut, or has a space in a value, would give a field's value to another: it is counted as bad."""
+    lines = ["#Fields: cs-method cs-uri-stem sc-status", *["GET /a.jpg 200"] * 3, "GET /a b.jpg 200", "GET /a.j"]
+    (tmp_path / "log").write_text("\n".join(lines))
+    log = LogLines(str(tmp_path / "log"))
+    assert list(log.requests()) == [get("/a.jpg")] * 3
+    assert (log.lines, log.bad) == (5, 2)
 
 
 GOOD = f'1.2.3.4 - - {TIME} "GET /a.jpg HTTP/1.1" 200 1\n'.encode()
@@ -114,7 +125,7 @@ def test_bad_lines_are_counted(tmp_path: Path) -> None:
         (GOOD * 1000 + b"x\n" * 1001, r"1,001 of its first 2,001 lines .* line 1001: `x`"),
         (gzip.compress(GOOD * 5000)[:-60], r"cannot be read to its end: it is truncated"),
         (b"x" * (MAX_LINE_BYTES + 5), r"line 1: it is too long"),
-        (json.dumps([1, 2]).encode(), r"1 of its first 1 lines"),
+        (json.dumps([1, 2]).encode(), r"1 of its first 1 line is not a request, the first such line 1"),
     ],
 )
 def test_what_is_no_log(data: bytes, words: str, tmp_path: Path) -> None:

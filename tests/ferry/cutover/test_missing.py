@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,33 @@ def test_hosts(origin: Origin, tmp_path: Path) -> None:
     site = Site(tmp_path, origin, ["/1.jpg"])
     assert site.whats("/1.jpg", "/2.jpg", host="127.0.0.1:80") == {"/2.jpg": "unlisted"}
     assert set(site.whats("/1.jpg", "/2.jpg", host="www.example").values()) == {"other"}
+
+
+def test_a_log_without_hosts_and_several_hosts(origin: Origin, tmp_path: Path) -> None:
+    """The visitor may have asked the host whose object has no copy."""
+    site = Site(tmp_path, origin, ["/1.jpg", "/2.jpg"], key="{sha256}.jpg")
+    write_list(tmp_path / "list.csv", [[origin.url("/1.jpg")], [origin.url("/2.jpg")], ["https://img.example/1.jpg"]])
+    plan(site.job, site.state, 2)
+    assert list(site.whats("/1.jpg", "/2.jpg").values()) == ["pending"]
+    assert site.whats("/1.jpg", host="127.0.0.1") == {}
+
+
+def test_a_host_in_unicode(origin: Origin, tmp_path: Path) -> None:
+    """Browsers send it IDNA-encoded, and so logs have it."""
+    source = {"allow_private_addresses": ["127.0.0.1"], "public_url": "https://xn--bcher-kva.example./{key}"}
+    site = Site(tmp_path, origin, ["/1.jpg"], source=source)
+    assert list(site.whats("/1.jpg", "/2.jpg", host="xn--bcher-kva.example").values()) == ["unlisted"]
+    site.job = site.job.model_copy(update={"source": site.job.source.model_copy(update={"public_url": None})})
+    write_list(tmp_path / "list.csv", [["https://Bücher.example/1.jpg"]])
+    plan(site.job, site.state, 2)
+    assert list(site.whats("/1.jpg", host="xn--bcher-kva.example").values()) == ["pending"]
+
+
+def test_a_query_that_looks_like_a_digest(origin: Origin, tmp_path: Path) -> None:
+    """Only the ledger's addresses of rows that left have digests; a row of the list has its own query."""
+    digest = hashlib.sha256(b"v=2").hexdigest()[:8]
+    site = Site(tmp_path, origin, [f"/1.jpg?{digest}"])
+    assert list(site.whats(f"/1.jpg?{digest}", "/1.jpg?v=2").values()) == ["unlisted"]
 
 
 def test_a_row_that_left_with_its_query(origin: Origin, tmp_path: Path) -> None:
