@@ -12,6 +12,7 @@ from ferry.cutover.redirects.pairs import Pair, Pairs, Sight
 from ferry.cutover.redirects.target import Limit, Target
 
 GROUPS_A_MAP = 16  # a request tries the regular expressions of so many groups of twins at most
+MANY_MAPS = 50  # the default variables_hash, 1,024 buckets of 64 bytes, holds so many; nginx warns of more, and works
 PATH, QUERY = b'"$host$uri"', b'"$host?$args $uri"'
 CONFIGURE = (
     "In nginx.conf, in `http { }` and before its first `map`:",
@@ -50,6 +51,13 @@ class Nginx(Target):
             "nginx ignores the case of letters: an address that differs in case only is redirected, too, unless the "
             "list has it",
         ]
+        maps = -(-pairs.number("max(twins) + 1") // GROUPS_A_MAP)
+        if maps > MANY_MAPS:
+            size = max(2_048, 1 << (4 * maps - 1).bit_length())
+            notes.append(
+                f"nginx warns of its variables_hash, since the file has {maps:,} maps. `variables_hash_max_size "
+                f"{size}; variables_hash_bucket_size 256;` in `http {{ }}`, before the include, avoids the warning"
+            )
         heading = [*pairs.heading(), "", *CONFIGURE, "", *notes]
         out.writelines(f"# {line}".rstrip().encode() + b"\n" for line in heading)
         out.write(f"map_hash_max_size {size};\nmap_hash_bucket_size {bucket};\n".encode())

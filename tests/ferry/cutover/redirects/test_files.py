@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,9 @@ from ferry.cutover.files import FORMATS, Exported
 from ferry.cutover.redirects import TARGETS, apache, caddy, haproxy, nginx
 from ferry.cutover.redirects.sql import literal
 from flows.cli.export import Format
+from tests.support import webservers
 from tests.support.postgres import Postgres, find_programs
+from tests.support.proxies import find
 from tests.support.redirects import NEW, odd_addresses, stored
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -213,3 +216,25 @@ def test_the_page_has_the_lines_of_the_files(lines: tuple[str, ...]) -> None:
     shown = [line.strip() for line in lines if line.startswith("    ")]
     assert shown
     assert [line for line in shown if f"\n{line}\n" not in page] == []
+
+
+# --- nginx
+
+
+def test_many_maps_of_twins(tmp_path: Path) -> None:
+    """nginx warns of its hash of variables, and takes the file; with the note's setting it does not warn."""
+    if find("nginx") is None:
+        pytest.skip(webservers.missing("nginx"))
+    twins = [f"https://old.example/{name}/{n}" for n in range(900) for name in "aA"]
+    written = write(tmp_path, "nginx-map", listed(*twins))
+    (note,) = (note for note in written.notes if "variables_hash" in note)
+    assert "57 maps" in note
+    setting = note.split("`")[1]
+    for given, warned in (("", True), (setting, False)):
+        server = "server { listen 127.0.0.1:1; if ($ferry_redirect) { return 301 $ferry_redirect; } }"
+        include = f"{given} include {tmp_path}/out; access_log off;"
+        (tmp_path / "conf").write_text(f"pid {tmp_path}/pid; events {{ }} http {{ {include} {server} }}")
+        names = ["-p", str(tmp_path), "-c", str(tmp_path / "conf"), "-e", str(tmp_path / "log")]
+        tested = subprocess.run([str(find("nginx")), "-t", *names], capture_output=True, text=True, check=True)
+        assert ("variables_hash" in tested.stderr) is warned
+    assert not any("variables_hash" in note for note in write(tmp_path / "few", "nginx-map", listed(*twins[:99])).notes)
