@@ -37,6 +37,9 @@ def read(folder: Path, data: bytes, name: str = "access.log") -> list[Request]:
         (f'[2001:db8::2]:80 2001:db8::1 - - {TIME} "GET /a HTTP/1.1" 200 1', get("/a", host="[2001:db8::2]")),
         (f'client.example - - {TIME} "GET /a HTTP/1.1" 200 1', get("/a")),
         (f'1.2.3.4 - - {TIME} "GET http://img.example:80/a?b HTTP/1.1" 200 1', get("/a?b", host="img.example")),
+        (f'1.2.3.4 - - {TIME} "GET HTTP://u:p@img.example/a HTTP/1.1" 200 1', get("/a", host="img.example")),
+        (f'1.2.3.4 - img.example - {TIME} "GET /a HTTP/1.1" 200 1', get("/a")),  # a user's name
+        ('{"uri": "/a.jpg", "status": 20000, "host": "_"}', get("/a.jpg", 0)),
         (f'1.2.3.4 - - {TIME} "GET /old" 200 1', get("/old")),  # HTTP/0.9
         (f'1.2.3.4 - - {TIME} "-" 408 0', Request("", "", 408, None)),
         (f'1.2.3.4 - - {TIME} "" 400 0', Request("", "", 400, None)),

@@ -154,6 +154,11 @@ def test_a_literal_in_sqlite(value: str | None) -> None:
     assert sqlite3.connect(":memory:").execute(f"SELECT {literal(value)}").fetchone() == (value,)
 
 
+def test_a_literal_without_a_zero_byte() -> None:
+    """PostgreSQL has none in a text."""
+    assert literal("a\x00b") == "'ab'"
+
+
 def test_sqlite_reads_the_file(tmp_path: Path) -> None:
     """All rows are in the table, byte for byte; addresses with credentials only with --full."""
     odd = odd_addresses(1_100, 1_000)
