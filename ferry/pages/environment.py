@@ -46,7 +46,7 @@ def _environment(package: str) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": lambda count: f"{count:,}", "size": size, "duration": duration, "percent": _percent,
+        "number": lambda count: f"{count:,}", "size": size, "duration": duration, "percent": percent,
         "moment": _moment, "clip": _clip,
     }  # fmt: skip
     return environment
@@ -57,7 +57,7 @@ def _shown(value: Any) -> Any:
     return escaped(value) if type(value) is str else value
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """Returns a share in percent. Neither 0% nor 100% is said of a share that only rounds to it."""
     text = f"{share:.1%}"
     if text == "100.0%":

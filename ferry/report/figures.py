@@ -20,6 +20,7 @@ WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400
 HOSTS, FAILING, FORMATS = 25, 12, 12  # lines of these tables; the others are summed up
 GROUPS = 5  # hosts of an error class with examples
 SAMPLES = 6
+_BY_TRANSFER = "coalesce(l.chunk, '') NOT IN ('', 'verify')"  # not by planning, pruning or a verification
 
 
 def create_rows(con: duckdb.DuckDBPyConnection) -> None:
@@ -35,7 +36,7 @@ def create_rows(con: duckdb.DuckDBPyConnection) -> None:
                {host_sql("coalesce(l.address, l.source)")} AS host, l.recorded_at, l.run_no,
                CASE WHEN l.requests > 0 AND l.recorded_at >= l.started_at
                     THEN epoch(l.recorded_at) - epoch(l.started_at) END AS seconds,
-               coalesce(l.chunk, '') NOT IN ('', 'verify') AS by_transfer
+               {_BY_TRANSFER} AS by_transfer
         FROM manifest m LEFT JOIN (SELECT * FROM latest ANTI JOIN waiting USING (row_id)) l USING (row_id)
         """
     )
@@ -75,6 +76,11 @@ def plotted_runs(con: duckdb.DuckDBPyConnection) -> list[int]:
         ).fetchall()
     )
     return sorted({max(counts, key=lambda run: (counts[run], run)), max(counts)}) if counts else []
+
+
+def not_transferred(con: duckdb.DuckDBPyConnection) -> dict[int, int]:
+    """Returns by run how many outcomes are of its planning or pruning, or of a verification: no course has them."""
+    return dict(con.execute(f"SELECT run_no, count(*) FROM latest l WHERE NOT {_BY_TRANSFER} GROUP BY 1").fetchall())
 
 
 def timeline(con: duckdb.DuckDBPyConnection, run_no: int) -> Timeline:
@@ -168,15 +174,20 @@ def _edge(step: int) -> int:
 def formats(con: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int]]:
     """Returns ``(media type, objects, bytes)``, the most frequent first; types after FORMATS are one line."""
     lines = con.execute(
-        """
-        SELECT coalesce(nullif(content_type, ''), 'not recorded'), count(*), coalesce(sum(size), 0)
-        FROM report_rows WHERE status IN ('copied', 'unchanged') GROUP BY 1 ORDER BY 2 DESC, 1
+        f"""
+        WITH types AS (
+            SELECT coalesce(nullif(content_type, ''), 'not recorded') AS type, count(*) AS objects,
+                   coalesce(sum(size), 0) AS bytes, row_number() OVER (ORDER BY objects DESC, type) AS place
+            FROM report_rows WHERE status IN ('copied', 'unchanged') GROUP BY 1
+        )
+        SELECT CASE WHEN place <= {FORMATS} THEN type END, sum(objects), sum(bytes), count(*)
+        FROM types GROUP BY 1 ORDER BY min(place)
         """
     ).fetchall()
-    shown, rest = lines[:FORMATS], lines[FORMATS:]
-    if rest:
-        shown.append((f"{len(rest):,} other types", sum(line[1] for line in rest), sum(line[2] for line in rest)))
-    return [(name, rows, int(size)) for name, rows, size in shown]
+    return [
+        (f"{others:,} other types" if name is None else name, int(rows), int(size))
+        for name, rows, size, others in lines
+    ]
 
 
 _PROOFS = {

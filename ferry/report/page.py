@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ferry import __version__
+from ferry.core import redact
 from ferry.job import Job
 from ferry.pages import render
 from ferry.report import figures
@@ -52,13 +53,13 @@ def make_report(job: Job, state: State, *, ended_run: int | None = None, draws_f
     """
     run_no = ended_run or last_run_no(state)
     holder = lease_holder(state) if ended_run is None else None
+    lost = None if holder or ended_run is not None else lost_run(state)  # now: a run may start while this one reads
     runs, all_runs = read_runs(state)
     end = read_end(state)
     with folded_ledger(state, state.spool_dir if ended_run is not None else None) as con:
         counts = count(con)
         values = _tables(con, job, counts)
     budget = job.budget(counts.planned - counts.duplicates)
-    lost = None if holder or ended_run is not None else lost_run(state)
     last = runs[-1] if runs else None
     return render(
         "ferry.report",
@@ -66,9 +67,9 @@ def make_report(job: Job, state: State, *, ended_run: int | None = None, draws_f
         job=job.name,
         destination=job.destination.uri,
         public_url=job.public_url or "",
-        manifest=job.manifest_address if not job.is_listed() else "",
+        manifest=redact(job.manifest_address) if not job.is_listed() else "",
         verdict=judge(counts, budget, live=holder.run if holder else "", lost_run=lost, end=end),
-        end=end,
+        end=None if holder or lost else end,  # that of an earlier run
         run_no=run_no,
         runs=runs,
         other_runs=all_runs - len(runs),
@@ -92,6 +93,7 @@ def _tables(con: duckdb.DuckDBPyConnection, job: Job, counts: Counts) -> dict[st
         "other_hosts": other_hosts, "others": others, "failing": figures.failing_hosts(con),
         "sizes": figures.sizes(con), "formats": figures.formats(con), "failures": figures.failures(con),
         "samples": figures.samples(con, job), "sums": figures.sums(con),
+        "not_transferred": figures.not_transferred(con),
         "lines_of_runs": [figures.timeline(con, run_no) for run_no in figures.plotted_runs(con)],
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from ferry.core import escaped, size
+from ferry.pages import percent
 from ferry.report.figures import HostLine, Timeline
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Plots:
         figure, axes = _axes(height=70 + 26 * len(hosts))
         at = list(range(len(hosts)))
         bars = axes.barh(at, [failed for _, failed, _ in hosts], color=BAD, height=0.6)
-        axes.bar_label(bars, [f"{failed:,} ({failed / rows:.1%})" for _, failed, rows in hosts], padding=4)
+        axes.bar_label(bars, [f"{failed:,} ({percent(failed / rows)})" for _, failed, rows in hosts], padding=4)
         axes.set_yticks(at, [_label(host) for host, *_ in hosts])
         axes.set_ylim(len(hosts) - 0.5, -0.5)
         axes.margins(x=0.25)
@@ -230,7 +231,7 @@ def _for_page(svg: str, name: str, title: str) -> str:
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'\bid="(?=[^<>]*>)', f'id="{name}-', svg)  # in tags: a label may hold the same characters
     svg = svg.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
     for colour, variable in _COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")

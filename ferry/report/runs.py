@@ -9,6 +9,16 @@ from typing import Any
 from ferry.core import Damaged
 from ferry.state import State, decode_checked_json, run_of
 
+DELTA = (
+    "new",
+    "changed",
+    "unchanged",
+    "failed",
+    "requests",
+    "bytes_saved",
+    "removed",
+    "deleted",
+)  # that the page shows
 RUNS = 30  # the last ones; each costs a request if the state is in a bucket
 
 
@@ -23,7 +33,7 @@ class RunLine:
     delta: dict[str, int] | None
     ended_at: datetime | None = None
     seconds: float | None = None
-    bytes: int | None = None
+    bytes: float | None = None
     rate: float | None = None  # rows per second, from the first outcome to the last
     predicted: tuple[float, float] | None = None  # seconds
 
@@ -48,22 +58,26 @@ def read_runs(state: State) -> tuple[list[RunLine], int]:
     for name in names[-RUNS:]:
         try:
             found.append(_line(decode_checked_json(state.read(name))))
-        except (Damaged, FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        except (Damaged, FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
             continue  # of an earlier version, or damaged: `ferry run` says so
     return found, len(names)
 
 
 def _line(summary: dict[str, Any]) -> RunLine:
-    ended, predicted = summary.get("ended_at"), summary.get("predicted")
+    ended, predicted, delta = summary.get("ended_at"), summary.get("predicted"), summary.get("delta")
     return RunLine(
         summary["run_no"],
-        dict(summary["this_run"]),
+        {status: int(rows) for status, rows in summary["this_run"].items()},
         summary["counts"]["failed"],
         summary["budget"],
-        summary.get("delta"),
+        {name: int(delta[name]) for name in DELTA} if delta and delta.keys() >= set(DELTA) else None,
         datetime.fromisoformat(ended) if ended else None,
-        summary.get("seconds"),
-        summary.get("bytes"),
-        summary.get("rate"),
-        (predicted[0], predicted[1]) if predicted else None,
+        _number(summary.get("seconds")),
+        _number(summary.get("bytes")),
+        _number(summary.get("rate")),
+        (float(predicted[0]), float(predicted[1])) if predicted else None,
     )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -47,13 +47,17 @@ def judge(
     if counts.failed:
         return Verdict("warn", f"Complete, with failures: {of_all}, {counts.failed:,} failed ({budget:,} allowed)")
     if taken := counts.skipped - counts.duplicates:
-        return Verdict("warn", f"Complete, with skipped rows: {of_all}, {taken:,} skipped since their key was taken")
-    duplicates = f", {counts.duplicates:,} repeat another one" if counts.duplicates else ""
+        return Verdict("warn", f"Complete, with skipped rows: {of_all}, {taken:,} skipped because the key was taken")
+    duplicates = f", {_repeats(counts.duplicates)} another one" if counts.duplicates else ""
     return Verdict("good", f"Complete: {of_all}{duplicates}")
 
 
 def _failed(counts: Counts) -> str:
     return f", {counts.failed:,} failed" if counts.failed else ""
+
+
+def _repeats(count: int) -> str:
+    return "1 repeats" if count == 1 else f"{count:,} repeat"
 
 
 def _rows(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -30,12 +31,15 @@ def report(
     job = load_job(job_file)
     if overwrite and out is None:
         raise UserError("--overwrite is for --out; the report in the state is always replaced")
-    if out is not None and out.exists() and out.resolve() in (Path(job.manifest_address).resolve(), job_file.resolve()):
-        raise UserError(f"{out} is the job file or its manifest; write the report to another file")
-    if out is not None and out.exists() and not overwrite:
-        raise UserError(f"{out} already exists; name another file, or add --overwrite")
     target = out.absolute() if out is not None else None  # now: reading a block changes the working directory
+    if target is not None and os.path.lexists(target):
+        if target.resolve() in (Path(job.manifest_address).resolve(), job_file.resolve()):
+            raise UserError(f"{out} is the job file or its manifest; write the report to another file")
+        if not overwrite:
+            raise UserError(f"{out} already exists; name another file, or add --overwrite")
     state = local_run.state_to_read(job, job_file)
+    if target is not None and "://" not in state.uri and target.resolve().is_relative_to(Path(state.uri).resolve()):
+        raise UserError(f"{out} is in the state, whose files only Ferry writes; write the report to another folder")
     page = make_report(job, state).encode()
     if target is None:
         state.write(REPORT, page)

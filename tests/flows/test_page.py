@@ -135,6 +135,9 @@ def test_a_report_that_cannot_be_written_fails_no_run(project: Project, origin: 
     assert (ended.code, "the report was not written" in ended.text) == (0, True)
     assert project.ferry("report", "job.yaml").code == 0
     assert "2 of 2 rows are stored" in (project.state / "reports" / "report.html").read_text()
+    for out, said in (("x" * 300, "File name too long"), (project.state / "plan" / "plan.json", "is in the state")):
+        refused = project.ferry("report", "job.yaml", "--overwrite", "--out", str(out))
+        assert (refused.code, said in refused.stderr, "Traceback" in refused.stderr) == (2, True, False)
 
 
 def test_a_chunk_leads_to_its_file_and_its_rows(seen: Seen, prefect_api: Prefect) -> None:

@@ -24,7 +24,7 @@ from ferry.core import ErrorClass, Outcome, Row, Status, UserError
 from ferry.job import Job
 from ferry.reconcile import finish_run
 from ferry.report import REPORT, make_report, report_name, write_report
-from ferry.report.figures import SAMPLES, WIDTHS_S, create_rows, sizes, timeline, width_for
+from ferry.report.figures import FORMATS, SAMPLES, WIDTHS_S, create_rows, formats, sizes, timeline, width_for
 from ferry.report.runs import read_runs
 from ferry.report.verdict import judge
 from ferry.state import (
@@ -148,11 +148,11 @@ def test_it_counts_what_the_ledger_has_forgotten(tmp_path: Path) -> None:
         lambda n, row: {**copied(n, row), **({"error_class": ErrorClass.TIMEOUT, "retryable": True} if n < 3 else {})}
     )
     move.end("Failed", seconds=20.0, bytes=1, rate=1.0)
-    assert "Later runs replaced" not in move.page().text
+    assert "lack" not in move.page().text
     move.start(lambda n, row: {**copied(n, row), "at": START + timedelta(days=1, seconds=n)})
     move.end(seconds=3.0, bytes=1, rate=1.0)
     text = move.page().text
-    assert "Later runs replaced 3 of\nthe 20 outcomes of this run" in text
+    assert "The figures below lack 3 of the 20 outcomes of this run" in text
     assert "Run 1, from 2026-03-01" in text
     assert "Run 2, from 2026-03-02" in text
 
@@ -172,7 +172,7 @@ def test_deltas_and_predictions(tmp_path: Path) -> None:
     assert "as predicted" in page.text
     assert "rechecked, unchanged" in page.text
     assert "New, changed and failed rows of each delta run" in drawn(page)
-    assert "Later runs replaced those of run 1" in page.text, "a course that is lost is missed"
+    assert "The course of run 1, the largest one (12 outcomes), cannot be drawn" in page.text
     assert [run.delta is not None for run in read_runs(move.state)[0]] == [True, True, True]
 
 
@@ -274,6 +274,128 @@ def test_a_run_writes_it_beside_its_summary(tmp_path: Path) -> None:
     assert "svg" not in page.tags
     assert "ferry report JOB.yaml" in page.text
     assert REPORT not in move.state.list("reports")
+
+
+def test_no_secret_of_the_list(tmp_path: Path) -> None:
+    """The page leaves the house: a signed address of the list is shown without signature and password."""
+    move = Migration(tmp_path, urls(1))
+    move.start(copied)
+    move.end()
+    address = "https://user:pass-word@lists.example/a.csv?X-Amz-Signature=hidden"
+    html = make_report(move.job.model_copy(update={"manifest": address}), move.state)
+    assert re.search(r"https://lists\.example/a\.csv\?[0-9a-f]{8}<", html)
+    assert not re.search("pass-word|=hidden", html)
+
+
+def test_outcomes_that_no_transfer_made(tmp_path: Path) -> None:
+    """Planning settles rows that repeat another one: the course is without them, and no later run replaced them."""
+    move = Migration(tmp_path, urls(5) + urls(3))
+    move.start(copied)
+    move.end()
+    text = move.page().text
+    assert "Complete: 5 of 8 rows are stored, 3 repeat another one" in text
+    assert "5 copied, 3 skipped" in text
+    assert "lack" not in text
+    assert "cannot be drawn" not in text
+
+
+def test_a_run_of_planning_alone(tmp_path: Path) -> None:
+    """Its outcomes have no course, which no later run took."""
+    move = Migration(tmp_path, urls(5))
+    move.start(lambda n, row: {**copied(n, row), "chunk": ""})
+    move.end()
+    text = move.page().text
+    assert "No row was transferred." in text
+    assert "cannot be drawn" not in text
+
+
+def test_rows_that_left_the_list(tmp_path: Path) -> None:
+    """A course lacks them; no later run need have replaced their outcomes."""
+    move = Migration(tmp_path, urls(5))
+    move.start(copied)
+    move.end()
+    write_list(tmp_path / "list.csv", urls(3), ("url",))
+    move.start(None)
+    text = move.page().text
+    assert "The figures below lack 2 of the 5 outcomes of this run. A later run\nreplaced them, or their rows" in text
+
+
+def test_the_end_of_an_earlier_run_is_not_that_of_a_lost_one(tmp_path: Path) -> None:
+    """As in `ferry status`: a run that was killed, or that is live, has no end yet."""
+    move = Migration(tmp_path, urls(3))
+    move.start(lambda n, row: {**copied(n, row), **FAILED_404, "error_class": ErrorClass.TIMEOUT, "retryable": True})
+    move.end("Failed: 3 rows failed")
+    move.start(None)
+    with hold_lease(move.state, "products #2"):
+        assert "Run 1: Failed" not in move.page().text
+    text = move.page().text
+    assert "Run 1: Failed" not in text
+    assert "Run 2 recorded no end: it was killed, or its machine was lost." in text
+
+
+DELTA_NAMES = ("new", "changed", "unchanged", "failed", "requests", "bytes_saved", "removed", "deleted")
+
+
+@pytest.mark.parametrize("name", DELTA_NAMES)
+def test_a_delta_of_an_earlier_version(tmp_path: Path, name: str) -> None:
+    """Its run is listed, without the figures of which one is lacking."""
+    move = Migration(tmp_path, urls(2), mode="delta")
+    move.start(copied)
+    move.end()
+    file = "reports/run-000001/summary.json"
+    summary = json.loads(move.state.read(file))
+    del summary["sha256"], summary["delta"][name]
+    move.state.write(file, encode_checked_json(summary))
+    text = move.page().text
+    assert "Delta runs" not in text
+    assert "2 copied" in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"predicted": [1]}, {"predicted": [None, 2]}, {"seconds": "x"}, {"rate": "x"}, {"this_run": {"copied": "x"}}],
+    ids=str,
+)
+def test_a_summary_of_another_form(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """It is not listed; the page is made all the same."""
+    move = Migration(tmp_path, urls(2))
+    move.start(copied)
+    move.end()
+    file = "reports/run-000001/summary.json"
+    summary = json.loads(move.state.read(file))
+    del summary["sha256"]
+    move.state.write(file, encode_checked_json(summary | wrong))
+    assert "No run has ended." in move.page().text
+
+
+def test_labels_say_what_the_ledger_says(tmp_path: Path) -> None:
+    """A host that looks like an attribute keeps its name, and a share is not rounded to all."""
+    move = Migration(tmp_path, urls(2001))
+    move.start(
+        lambda n, row: {
+            **copied(n, row),
+            "source": f'https://id="b.example/{n}',
+            **(FAILED_404 if row.key != "0.jpg" else {}),
+        }
+    )
+    move.end()
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", make_report(move.job, move.state))
+    assert labels.count('id="b.example') == 2
+    assert "2,000 (99.9%)" in labels
+
+
+def test_many_types(tmp_path: Path) -> None:
+    """The most frequent have lines of their own, the others one together."""
+    move = Migration(tmp_path, urls(40))
+    move.start(lambda n, row: {"size": n, "content_type": f"x/{min(n, 19):02}"})
+    move.end()
+    with folded_ledger(move.state) as con:
+        create_rows(con)
+        found = formats(con)
+    assert found[0] == ("x/19", 21, sum(range(19, 40)))
+    assert found[1] == ("x/00", 1, 0)
+    assert found[-1] == ("8 other types", 8, sum(range(11, 19)))
+    assert len(found) == FORMATS + 1
 
 
 # --- what a list may hold
