@@ -24,7 +24,18 @@ from ferry.core import ErrorClass, Outcome, Row, Status, UserError
 from ferry.job import Job
 from ferry.reconcile import finish_run
 from ferry.report import REPORT, make_report, report_name, write_report
-from ferry.report.figures import FORMATS, SAMPLES, WIDTHS_S, create_rows, formats, sizes, timeline, width_for
+from ferry.report.figures import (
+    FORMATS,
+    SAMPLES,
+    WIDTHS_S,
+    by_host,
+    create_rows,
+    formats,
+    samples,
+    sizes,
+    timeline,
+    width_for,
+)
 from ferry.report.runs import read_runs
 from ferry.report.verdict import judge
 from ferry.state import (
@@ -396,6 +407,31 @@ def test_many_types(tmp_path: Path) -> None:
     assert found[1] == ("x/00", 1, 0)
     assert found[-1] == ("8 other types", 8, sum(range(11, 19)))
     assert len(found) == FORMATS + 1
+
+
+def test_times_that_say_nothing(tmp_path: Path) -> None:
+    """A clock that stepped back, and an outcome without a request, count for no host's seconds."""
+    move = Migration(tmp_path, urls(3))
+    odd: dict[str, dict[str, Any]] = {
+        "0.jpg": {"started_at": START + timedelta(hours=1)}, "1.jpg": {"requests": 0, "started_at": START},
+    }  # fmt: skip
+    move.start(lambda n, row: {"at": START + timedelta(hours=0 if row.key == "0.jpg" else 5), **odd.get(row.key, {})})
+    move.end()
+    with folded_ledger(move.state) as con:
+        create_rows(con)
+        ((line,), *_) = by_host(con)
+    assert (line.rows, line.median_s, line.most_s) == (3, 1.5, 1.5)
+
+
+def test_samples_are_rows_of_the_list(tmp_path: Path) -> None:
+    """No object of a row that has left the list is offered for the sign-off."""
+    move = Migration(tmp_path, urls(4))
+    move.start(copied)
+    move.end()
+    write_list(tmp_path / "list.csv", urls(2), ("url",))
+    move.start(None)
+    with folded_ledger(move.state) as con:
+        assert {found.key for found in samples(con, move.job)} == {"0.jpg", "1.jpg"}
 
 
 # --- what a list may hold
