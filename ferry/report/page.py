@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ferry import __version__
@@ -67,7 +68,7 @@ def make_report(job: Job, state: State, *, ended_run: int | None = None, draws_f
         job=job.name,
         destination=job.destination.uri,
         public_url=job.public_url or "",
-        manifest=redact(job.manifest_address) if not job.is_listed() else "",
+        manifest=_list_name(job.manifest_address),
         verdict=judge(counts, budget, live=holder.run if holder else "", lost_run=lost, end=end),
         end=None if holder or lost else end,  # that of an earlier run
         run_no=run_no,
@@ -116,3 +117,11 @@ def _graphs(values: dict[str, Any], runs: list[RunLine]) -> dict[str, str]:
         if len(deltas) > 1:
             found["deltas"] = plots.delta_runs(deltas)
     return found
+
+
+def _list_name(address: str) -> str:
+    """Returns what the page calls the list: its address without secrets; of a local file its name alone.
+
+    The page is for others, to whom a path of this machine says nothing.
+    """
+    return redact(address) if "://" in address else Path(address).name

@@ -36,6 +36,7 @@ from ferry.report.figures import (
     timeline,
     width_for,
 )
+from ferry.report.page import _list_name
 from ferry.report.runs import read_runs
 from ferry.report.verdict import judge
 from ferry.state import (
@@ -329,6 +330,16 @@ def test_rows_that_left_the_list(tmp_path: Path) -> None:
     move.start(None)
     text = move.page().text
     assert "The figures below lack 2 of the 5 outcomes of this run. A later run\nreplaced them, or their rows" in text
+
+
+def test_a_local_list_is_called_by_its_name(tmp_path: Path) -> None:
+    """A path of the machine that ran says nothing to those who get the page; a listing has its address."""
+    move = Migration(tmp_path, urls(1))
+    move.start(copied)
+    move.end()
+    assert "list.csv" in move.page().text
+    assert str(tmp_path / "list.csv") not in move.page().text
+    assert _list_name("s3://old/images/") == "s3://old/images/"
 
 
 def test_the_end_of_an_earlier_run_is_not_that_of_a_lost_one(tmp_path: Path) -> None:
