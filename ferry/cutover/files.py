@@ -18,11 +18,13 @@ from ferry.state import State, failure_cell, folded_ledger, spreadsheet_safe
 
 if TYPE_CHECKING:
     import duckdb
+    import pandas as pd
 
 TABLES = ("csv", "parquet", "xlsx")
 FORMATS = (*TABLES, *TARGETS)
 What = Literal["map", "failures"]
 _SHEET_ROWS = 1_048_575
+BATCH_VECTORS = 16  # of DuckDB, 2,048 rows each
 
 # The address of `columns.source` that the ledger has in redacted form
 _FULL_ADDRESS = "coalesce([each FOR each IN m.alternatives IF redact(each) = l.address][1], l.address)"
@@ -164,14 +166,23 @@ def _write_table(con: duckdb.DuckDBPyConnection, path: Path, form: str, safe: Ca
         return int(rows)
     if form == "xlsx" and rows > _SHEET_ROWS:
         raise UserError(f"{rows:,} rows do not fit into an .xlsx sheet ({_SHEET_ROWS:,} rows); use .csv or .parquet")
-    frame = con.execute("SELECT * FROM export").df()
-    for name in frame.columns:
-        if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
-            frame[name] = frame[name].map(safe, na_action="ignore")
-    if form == "csv":
+    cursor = con.execute("SELECT * FROM export")
+    if form == "csv":  # in batches: a list may be larger than the memory
+        frame = _safe(cursor.fetch_df_chunk(BATCH_VECTORS), safe)
         frame.to_csv(path, index=False)
+        while len(frame := _safe(cursor.fetch_df_chunk(BATCH_VECTORS), safe)):
+            frame.to_csv(path, index=False, header=False, mode="a")
         return int(rows)
+    frame = _safe(cursor.df(), safe)
     if "recorded_at" in frame.columns:  # Excel has no time zones
         frame["recorded_at"] = frame["recorded_at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     frame.to_excel(path, index=False)
     return int(rows)
+
+
+def _safe(frame: pd.DataFrame, safe: Callable[[Any], Any]) -> pd.DataFrame:
+    """Returns the frame with each text converted by ``safe``."""
+    for name in frame.columns:
+        if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
+            frame[name] = frame[name].map(safe, na_action="ignore")
+    return frame

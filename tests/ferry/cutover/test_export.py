@@ -13,6 +13,7 @@ import pytest
 from ferry.core.errors import UserError
 from ferry.core.records import ErrorClass, Status
 from ferry.cutover import export as write
+from ferry.cutover import files
 from ferry.cutover.files import Exported, What
 from ferry.job import Job
 from ferry.state import ledger
@@ -208,3 +209,18 @@ def test_an_export_is_for_the_owner_alone(ending: str, state: DirectoryState, tm
     path.touch(mode=0o666)
     export(state, "map", path, full=True)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_csv_is_written_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row once, in the order of the manifest, under one heading; a size that is missing changes no other batch."""
+    monkeypatch.setattr(files, "BATCH_VECTORS", 1)
+    state = directory_state(tmp_path)
+    write_list(tmp_path / "list.csv", [[f"https://img.example/{n}.jpg", str(n)] for n in range(5_000)], ("url", "id"))
+    planned = plan(make_job(manifest=str(tmp_path / "list.csv"), destination=f"file://{tmp_path}/out/"), state)
+    rows = [row for ref in planned.chunks for row in chunk_rows(state, ref)]
+    outcomes = [make_outcome(row.row_id, key=row.key, id=row.id, size=None if row.id == "7" else 5) for row in rows]
+    ledger.append_outcomes(state, outcomes, 1, "c", 0)
+    assert export(state, "map", tmp_path / "map.csv") == 5_000
+    lines = read(tmp_path / "map.csv")
+    assert [line["id"] for line in lines] == [str(n) for n in range(5_000)]
+    assert {line["size"] for line in lines} == {"5", ""}
