@@ -116,15 +116,15 @@ postgresql:
 
 # tinyproxy, squid and nginx, for the tests of networks. As root they are installed where they are missing.
 proxies:
-	@./deployments/proxies.sh
+	@./deployments/programs.sh "tests of networks" tinyproxy:tinyproxy-bin squid:squid-openssl nginx:nginx-light
 
 # nginx, Apache, HAProxy and Caddy, for the tests of redirects. As root they are installed where they are missing.
 webservers:
-	@./deployments/webservers.sh
+	@./deployments/programs.sh "tests of redirects" nginx:nginx-light apache2:apache2 haproxy:haproxy caddy:caddy
 
 # ssh-keygen and minisign, for the tests of signatures. As root they are installed where they are missing.
 signers:
-	@./deployments/signers.sh
+	@./deployments/programs.sh "tests of signatures" ssh-keygen:openssh-client minisign:minisign
 
 # The servers of tests/stores/: wheels in an environment of their own, Azurite from npm, Ceph of the distribution.
 stores: .venv-stores/.installed

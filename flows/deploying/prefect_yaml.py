@@ -91,7 +91,7 @@ def _mapping(path: Path) -> dict[str, Any]:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML ({getattr(exc, 'problem', None) or exc})") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} is no prefect.yaml: it needs `deployments`")
+        raise UserError(f"{path} is not a prefect.yaml: it needs `deployments`")
     return raw
 
 
@@ -162,7 +162,7 @@ def _job(flow: str, schema: dict[str, Any], parameters: dict[str, Any]) -> Job |
     """The job that it runs by itself, where it has one; its other parameters are checked, too."""
     given = parameters.get("job")
     if given is not None and not isinstance(given, dict):
-        raise UserError("`parameters.job` is no mapping of a job's keys (docs/reference/job.md lists them)")
+        raise UserError("`parameters.job` is not a mapping of a job's keys (docs/reference/job.md lists them)")
     job = None if given is None else parse_job(given, "`parameters.job`")
     for name, value in parameters.items():
         if name not in schema["properties"]:

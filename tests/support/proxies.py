@@ -27,7 +27,7 @@ def find(program: str) -> str | None:
 
 def missing(program: str) -> str:
     """Returns why a test with the program is skipped."""
-    return f"{program} is not installed; `./deployments/proxies.sh` installs it as root, or says how"
+    return f"{program} is not installed; `make proxies` installs it as root, or says how"
 
 
 class Program(ABC):

@@ -14,7 +14,7 @@ from tests.support.proxies import Program, find
 
 def missing(program: str) -> str:
     """Returns why a test with the program is skipped."""
-    return f"{program} is not installed; `./deployments/webservers.sh` installs it as root, or says how"
+    return f"{program} is not installed; `make webservers` installs it as root, or says how"
 
 
 class Nginx(Program):

@@ -12,7 +12,7 @@ from ferry.core.errors import UserError
 from ferry.proof.signature import sign, signer_for
 
 needs_ssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen: install openssh-client")
-needs_minisign = pytest.mark.skipif(shutil.which("minisign") is None, reason="minisign: run deployments/signers.sh")
+needs_minisign = pytest.mark.skipif(shutil.which("minisign") is None, reason="minisign: `make signers` installs it")
 
 
 def ssh_key(folder: Path, passphrase: str = "") -> Path:
