@@ -265,14 +265,14 @@ def test_files_are_for_the_owner_alone(world: World) -> None:
 
 
 def test_what_is_on_disk_is_data(world: World) -> None:
-    """State files are JSON, Parquet or Markdown; Prefect stores no result of its own, and no pickle anywhere."""
+    """State files are JSON, Parquet, Markdown or HTML; Prefect stores no result of its own, and no pickle anywhere."""
     for name, data in world.project.files().items():
         if name.endswith(".parquet"):
             assert data.startswith(b"PAR1"), name
         elif name.endswith((".json", ".jsonl")):
             json.loads(data)
         else:
-            assert name.endswith((".md", ".lock")), name
+            assert name.endswith((".md", ".html", ".lock")), name
             data.decode()
     assert not [path for path in (world.prefect.home / "storage").rglob("*") if path.is_file()]
     pickled = [b"\x80\x04\x95", b"\x80\x05\x95", base64.b64encode(b"\x80\x04\x95"), base64.b64encode(b"\x80\x05\x95")]
@@ -282,11 +282,14 @@ def test_what_is_on_disk_is_data(world: World) -> None:
 
 
 def test_what_strangers_wrote_is_only_shown(world: World) -> None:
-    """Control characters are escapes in the terminal, the log, CSV and Markdown; markup is text; no cell a formula."""
+    """Control characters are escapes in terminal, log, CSV, Markdown and HTML; markup is text; no cell a formula."""
     for name, text in world.printed.items():
         assert not set("\x1b\x9b\u202e\u2066") & set(text), name
-    summaries = [data.decode() for name, data in world.project.files().items() if name.endswith(".md")]
-    assert summaries
+    summaries = [data.decode() for name, data in world.project.files().items() if name.endswith((".md", ".html"))]
+    assert any("<html" in text for text in summaries)
+    assert not [
+        text for text in summaries if "<html" in text and re.search(r"<(script|img|b|a href=.?javascript)\b", text)
+    ]
     rows = [*csv.reader(io.StringIO((world.project.folder / "failures.csv").read_text()))]
     assert len(rows) > len(TRICKY)
     for text in [*summaries, *(cell for row in rows for cell in row)]:
@@ -300,6 +303,9 @@ def test_what_strangers_wrote_is_only_shown(world: World) -> None:
     assert {artifact["type"] for artifact in artifacts} == {"markdown", "table", "progress"}
     for artifact in artifacts:
         data = str(artifact["data"])
+        if artifact["key"].endswith("-report"):
+            assert re.fullmatch(r"\[(file:///[^\]()<>\s]+/report\.html)\]\(\1\)", data), data
+            continue
         cells = [data] if artifact["type"] != "table" else [str(c) for row in json.loads(data) for c in row.values()]
         for cell in cells:
             cell = OUR_LINK.sub("", cell)
