@@ -77,6 +77,7 @@ def _show(report: MissingReport, *, asked_for_list: bool) -> None:
         why, style = line["error_class"] or line["what"], "red" if line["what"] in LOST else "dim"
         out.print(f"{line['requests']:>9,}  [{style}]{why}[/]  {shown(line['address'])}")
     if report.list_file:
-        say(f"wrote {report.list_rows:,} addresses to {report.list_file}; take it as the manifest of a run")
+        addresses = "1 address" if report.list_rows == 1 else f"{report.list_rows:,} addresses"
+        say(f"wrote {addresses} to {report.list_file}; take it as the manifest of a run")
     elif asked_for_list:
         say("no address is in no list; no file was written")
