@@ -70,7 +70,7 @@ class LogLines:
         self._columns: list[str] = []  # of the W3C extended format, by the last `#Fields:`
 
     def requests(self) -> Iterator[Request]:
-        """Yields the requests. Raises UserError for a file that cannot be read or whose lines mostly are something else."""
+        """Yields the requests. Raises UserError for a file that cannot be read, or mostly holds other lines."""
         with _opened(self.name, self.shown) as stream:
             for number, line in enumerate(_lines(stream, self.shown), start=1):
                 if line == "":
