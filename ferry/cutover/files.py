@@ -81,7 +81,7 @@ def export(
 
 @contextlib.contextmanager
 def _whole_file(path: Path, *, private: bool) -> Iterator[Path]:
-    """Yields a name to write to. After the block the file has its own name; after an error there is no file."""
+    """Yields a name to write to. After the block the file has its own name; an error leaves none."""
     try:
         with tempfile.TemporaryDirectory(prefix=".ferry-export-", dir=path.absolute().parent) as folder:
             part = Path(folder) / path.name

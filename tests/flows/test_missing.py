@@ -24,7 +24,7 @@ TARGETS = [b"/a%20b.jpg", b'/q"uote\\.jpg', b"/\xc3\xbc.jpg", b"/1.jpg?v=1&s=%2F
 
 
 def test_what_a_real_nginx_writes(tmp_path: Path) -> None:
-    """All formats give the same requests, odd bytes included; lines without a request are no bad lines."""
+    """All formats give the same requests, odd bytes included; lines without a request do not count as bad."""
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "1.jpg").write_bytes(make_image("jpeg", 1))
     with LoggingNginx(tmp_path / "nginx", tmp_path / "root") as nginx:
@@ -93,7 +93,7 @@ def test_the_command(project: Project, origin: Origin, tmp_path: Path) -> None:
 
 
 def test_what_is_refused(project: Project, origin: Origin, tmp_path: Path) -> None:
-    """A file that is no log, a file that exists, no log at all, a status that is none: a sentence, and no file."""
+    """Another file than a log, a file that exists, a missing log, a wrong status: a sentence, and nothing written."""
     rows, _ = serve(origin, 1)
     project.manifest(rows)
     (tmp_path / "log").write_text('1.2.3.4 - - [01/Dec/2026:10:00:00 +0000] "GET /x.jpg HTTP/1.1" 200 1\n')

@@ -1,4 +1,4 @@
-"""Lines of access logs, usual and hostile ones, and files that are no logs."""
+"""Lines of access logs, usual and hostile ones, and files of other kinds."""
 
 from __future__ import annotations
 
