@@ -477,7 +477,7 @@ def test_a_name_of_several_lines_adds_no_tag(tmp_path: Path) -> None:
 
 
 def test_an_object_of_unknown_size(tmp_path: Path) -> None:
-    """Payload-Oxum is left out unless the size of each object is known; a verification that reads the object knows it."""
+    """Payload-Oxum is left out unless the size of each object is known, such as by reading it."""
     job, state, store = copied(tmp_path)
     forget(state, "1.jpg", size=None)
     listed = prove(job, state, store, list_only=True)
