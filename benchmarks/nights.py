@@ -85,7 +85,8 @@ def _outcomes(job: Job, state: DirectoryState, chunk: ChunkRef, run_no: int, ver
                'image/jpeg' AS content_type, '"' || {md5} || '"' AS source_etag, NULL AS source_last_modified,
                '"' || {md5} || '"' AS dest_etag, $now AS started_at, $now AS recorded_at, $run_no AS run_no,
                $chunk AS chunk, $settings AS settings_digest, {digest} AS manifest_digest, 'body' AS checked_by,
-               $now AS bytes_read_at, 0 AS consecutive_failures, 'digest' AS confirmed, NULL AS address
+               $now AS bytes_read_at, 0 AS consecutive_failures, 'digest' AS confirmed, NULL AS address,
+               NULL AS copy_of, NULL AS attributes_sha256, NULL AS lost_attributes
         FROM c
         """,
         params={"now": datetime.now(UTC), "run_no": run_no, "chunk": chunk.digest, "settings": job.settings_digest()},

@@ -22,6 +22,7 @@ from ferry.state.failures import (
 )
 from ferry.state.files import State
 from ferry.state.history import HISTORY_FOLDER
+from ferry.state.id_ranges import EVERY_ROW, RowRange, row_ranges
 from ferry.state.lease import (
     LENGTH_S,
     RELEASED,
@@ -39,12 +40,14 @@ from ferry.state.lease import (
 )
 from ferry.state.ledger import (
     DAMAGE_ADVICE,
+    OpenLedger,
     append_outcomes,
     compact_ledger,
     connect,
     create_latest,
     last_run_no,
     ledger_files,
+    open_ledger,
     put_ledger_aside,
     refuse_lost_ledger,
     run_of,
@@ -99,6 +102,7 @@ from ferry.state.run_end import RunEnd, lost_run, read_end, write_end
 __all__ = [
     "CHUNK_SCHEMA",
     "DAMAGE_ADVICE",
+    "EVERY_ROW",
     "FAILURE_COLUMNS",
     "HINTS",
     "HINT_SCHEMA",
@@ -122,10 +126,12 @@ __all__ = [
     "Holder",
     "Lease",
     "Missing",
+    "OpenLedger",
     "Plan",
     "PlanLocation",
     "Planned",
     "Predicted",
+    "RowRange",
     "RunEnd",
     "Sample",
     "State",
@@ -165,6 +171,7 @@ __all__ = [
     "mark_of",
     "missing_cases",
     "missing_files",
+    "open_ledger",
     "open_state",
     "outcome_table",
     "outcomes_of",
@@ -176,6 +183,7 @@ __all__ = [
     "read_table",
     "refuse_held",
     "refuse_lost_ledger",
+    "row_ranges",
     "rows_of",
     "run_of",
     "select_failures",

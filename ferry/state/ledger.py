@@ -23,6 +23,7 @@ from ferry.core import Damaged, Fatal, Outcome, UserError, disk_error
 from ferry.state.checksums import checked_file_name, checked_name, decode_checked_json, is_intact, verified_path
 from ferry.state.files import State
 from ferry.state.history import create_empty, record_replaced
+from ferry.state.id_ranges import EVERY_ROW, RowRange
 from ferry.state.old_schemas import RENAMED_IN, copy_renamed
 from ferry.state.parquet import OUTCOME_SCHEMA, SCHEMA_VERSION, check_version, encode_outcomes, with_schema
 from ferry.state.plan_file import read_plan
@@ -151,6 +152,36 @@ def create_latest(
             return
         sql, given = _latest(con, list(local.values()), since_run)
         con.execute(f"CREATE OR REPLACE TABLE latest AS {sql}", given)
+
+
+class OpenLedger:
+    """A ledger's latest outcomes, one range of row IDs after the other (:func:`open_ledger`)."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, rows: int) -> None:
+        self._con = con
+        self.rows = rows  # at most this many rows have an outcome
+
+    def create_latest(self, rows: RowRange = EVERY_ROW) -> None:
+        """Creates `latest`: the latest outcome of each row of the range. It replaces the view of another range."""
+        self._con.execute(f"CREATE OR REPLACE TEMP VIEW latest AS SELECT * FROM every_latest WHERE {rows.condition()}")
+
+
+@contextlib.contextmanager
+def open_ledger(con: duckdb.DuckDBPyConnection, state: State, since_run: int = 0) -> Iterator[OpenLedger]:
+    """Opens the ledger for the block, with the outcomes of the runs since ``since_run``.
+
+    What was listed stays readable until the block ends, even if another run compacts the ledger meanwhile. Raises
+    NewerVersion and Damaged as :func:`create_latest` does.
+    """
+    with contextlib.ExitStack() as open_files:
+        create_latest(con, state, since_run, open_files=open_files)
+        con.execute(f"ALTER {'VIEW' if _is_view(con) else 'TABLE'} latest RENAME TO every_latest")
+        (rows,) = con.execute("SELECT count(*) FROM every_latest").fetchall()[0]
+        yield OpenLedger(con, rows)
+
+
+def _is_view(con: duckdb.DuckDBPyConnection) -> bool:
+    return bool(con.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'latest'").fetchall())
 
 
 @contextlib.contextmanager
