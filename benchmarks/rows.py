@@ -32,8 +32,9 @@ from ferry.state.files import DirectoryState
 def write_list(path: Path, rows: int, version: str) -> None:
     """Writes rows with an ID, an address of 75 bytes and an ETag as Parquet."""
     duckdb.connect().execute(
-        "COPY (SELECT n::VARCHAR AS id, printf('https://images.shop.example/catalogue/products/%09d/large/front.jpg', n)"
-        f" AS url, md5(n || '-' || ({version.format(n='n')})) AS etag FROM range({rows}) r(n)) TO '{path}' "
+        "COPY (SELECT n::VARCHAR AS id, "
+        "printf('https://images.shop.example/catalogue/products/%09d/large/front.jpg', n) AS url, "
+        f"md5(n || '-' || ({version.format(n='n')})) AS etag FROM range({rows}) r(n)) TO '{path}' "
         "(FORMAT parquet, COMPRESSION zstd)"
     )
 
