@@ -29,6 +29,7 @@ from tasks.job_file import with_absolute_paths
 from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import delete_removed, reconcile
 from tasks.report import publish, write_page, write_summary
+from tasks.reporting.last_run import record_end
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.text import Report
 from tasks.result_store import storing_results_in
@@ -105,6 +106,7 @@ def migrate(
         ended = Cancelled(message=f"nothing was copied: {interrupt}")
     except FerryError as error:
         ended = Failed(message=failure_message(error))
+    record_end(job.name, job.mode, ended, get_run_logger())
     if wait_for_server(interrupts):
         warn = get_run_logger().warning
         ended = prefect_state.state_to_record(UUID(flow_run.id), flow_run.run_count, ended, warn, interrupts)

@@ -22,6 +22,7 @@ from flows.running.reporter import reporting
 from tasks import prefect_patches
 from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.job_file import with_absolute_paths
+from tasks.reporting.last_run import record_end
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.run_view import RunView
 from tasks.verify import ask_public, begin_proof, compare_listing, draw, make_proof, open_check, parts, read_part
@@ -60,6 +61,7 @@ def verify(
     interrupts = signals.current()
     interrupts.listen()
     state = run_check(with_absolute_paths(job, Path.cwd()), list_only, sample, seed, wait, proof, interrupts, public)
+    record_end(job.name, "verify", state, get_run_logger())
     if not wait_for_server(interrupts):
         return state
     warn = get_run_logger().warning

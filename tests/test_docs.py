@@ -265,11 +265,15 @@ def test_observing_md_lists_every_metric() -> None:
     """docs/how-to/observe.md has a line for each metric, with its type, and for no other."""
     from ferry.core.progress import Progress
     from ferry.ratelimit.host_snapshot import HostSnapshot
+    from tasks.reporting.last_run import LastRun, RunVerdict
     from tasks.reporting.metrics import RunCollector
     from tasks.reporting.run_view import RunView
 
     host = HostSnapshot("img.example", 1, 1, 0, 0.0, "why", requests=1)
-    families = RunCollector(RunView("job", "full", Progress(), hosts=lambda: ([host], 0))).collect()
+    view = RunView("job", "full", Progress(), hosts=lambda: ([host], 0))
+    last = LastRun(view, logging.getLogger())
+    last.end(RunVerdict.COMPLETED)
+    families = [*RunCollector(view).collect(), *last.families(), *last.success()]
     kinds = {"info": ("_info", "gauge"), "counter": ("_total", "counter"), "gauge": ("", "gauge")}
     told = [(family.name + kinds[family.type][0], kinds[family.type][1]) for family in families]
     assert re.findall(r"^\| `(ferry_\w+)` \| (\w+) \|", _page("how-to/observe.md"), re.MULTILINE) == told

@@ -28,6 +28,7 @@ def reporting(view: RunView) -> Iterator[None]:
     from prefect import get_run_logger
     from prefect.runtime import flow_run
 
+    from tasks.reporting.last_run import keeping
     from tasks.reporting.metrics import serving_metrics
     from tasks.reporting.ui import Page
 
@@ -41,6 +42,7 @@ def reporting(view: RunView) -> Iterator[None]:
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         stack.enter_context(serving_metrics(view, logger))
+        stack.enter_context(keeping(view, logger))
         if progress_drawer is not None:
             stack.enter_context(progress_drawer(view))
         thread.start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SETTING = "FERRY_METRICS"
 LOOPBACK = "127.0.0.1"
+LAST_PORT = 65_535
+_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 # Fields of ferry.ratelimit.HostSnapshot that are counters, with the help text of the metric of the same name.
 HOST_COUNTERS = {
     "requests": "Requests to a host, for the busiest 50 hosts; restarts at 0 if the host was evicted.",
@@ -36,23 +39,26 @@ HOST_GAUGES = {
 FINAL_STATUSES = (Status.COPIED, Status.UNCHANGED, Status.SKIPPED, Status.FAILED)
 
 
-def endpoint(text: str) -> tuple[str, int] | None:
-    """Returns the address and port to listen on, or None for no metrics. Raises ValueError for other values.
+def endpoint(text: str) -> tuple[str, range] | None:
+    """Returns the address and the ports to try in turn, or None for no metrics. Raises ValueError for other values.
 
     | FERRY_METRICS | listens on |
     |---|---|
     | (empty) | nowhere |
     | `9464` | 127.0.0.1, port 9464 |
+    | `9464-9473` | 127.0.0.1, the first of these ports that is free: one for each run |
     | `0` | 127.0.0.1, any free port |
-    | `0.0.0.0:9464`, `[::]:9464` | that address |
+    | `0.0.0.0:9464`, `[::]:9464-9473` | that address |
     | anything else | ValueError |
     """
     if not text.strip():
         return None
-    address, _, port = text.strip().rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > 65_535:
+    address, _, ports = text.strip().rpartition(":")
+    found = _PORTS.fullmatch(ports)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+    if not first <= last <= LAST_PORT:
         raise ValueError(text)
-    return address.strip("[]") or LOOPBACK, int(port)
+    return address.strip("[]") or LOOPBACK, range(first, last + 1)
 
 
 @contextlib.contextmanager
@@ -62,7 +68,7 @@ def serving_metrics(view: RunView, logger: Any) -> Iterator[None]:
     try:
         at = endpoint(text)
     except ValueError:
-        logger.warning("%s=%r is neither PORT nor ADDRESS:PORT; metrics are off", SETTING, text)
+        logger.warning("%s=%r is not PORT, FIRST-LAST or ADDRESS:PORT; metrics are off", SETTING, text)
         at = None
     if at is None:
         yield
@@ -71,10 +77,15 @@ def serving_metrics(view: RunView, logger: Any) -> Iterator[None]:
 
     registry = CollectorRegistry()
     registry.register(RunCollector(view))
-    try:
-        server, thread = start_http_server(at[1], at[0], registry)
-    except (OSError, OverflowError) as error:  # the port is in use, or the address is another machine's
-        logger.warning("%s=%s: listening failed (%s); metrics are off", SETTING, text, error)
+    why: OSError | None = None
+    for port in at[1]:
+        try:
+            server, thread = start_http_server(port, at[0], registry)
+            break
+        except OSError as error:  # the port is in use, or the address is another machine's
+            why = error
+    else:
+        logger.warning("%s=%s: listening failed (%s); metrics are off", SETTING, text, why)
         yield
         return
     logger.info("metrics: http://%s:%d/metrics", f"[{at[0]}]" if ":" in at[0] else at[0], server.server_port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import socket
@@ -11,6 +12,7 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from demo.ports import free_ports
 from ferry.core.progress import Progress
 from ferry.core.records import ErrorClass, Status
 from ferry.ratelimit.host_snapshot import HostSnapshot
@@ -38,16 +40,20 @@ def scrape(port: int) -> dict[tuple[str, str], float]:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("", None), ("  ", None), ("9464", ("127.0.0.1", 9464)), ("0", ("127.0.0.1", 0)),
-        ("0.0.0.0:9464", ("0.0.0.0", 9464)), ("[::]:9464", ("::", 9464)), ("localhost:1", ("localhost", 1)),
+        ("", None), ("  ", None), ("9464", ("127.0.0.1", range(9464, 9465))), ("0", ("127.0.0.1", range(1))),
+        ("0.0.0.0:9464", ("0.0.0.0", range(9464, 9465))), ("[::]:9464-9465", ("::", range(9464, 9466))),
+        ("localhost:1-1", ("localhost", range(1, 2))), ("9464-9473", ("127.0.0.1", range(9464, 9474))),
     ],
 )  # fmt: skip
-def test_where_it_listens(text: str, wanted: tuple[str, int] | None) -> None:
+def test_where_it_listens(text: str, wanted: tuple[str, range] | None) -> None:
     """Metrics listen nowhere by default, and on loopback unless an address is named."""
     assert endpoint(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["on", "9464/metrics", "127.0.0.1:", "70000", "-1", "\u0663\u0664"])
+@pytest.mark.parametrize(
+    "text",
+    ["on", "9464/metrics", "127.0.0.1:", "70000", "-1", "\u0663\u0664", "9473-9464", "65535-65536", "1-", "1-2-3"],
+)
 def test_what_is_no_port(text: str) -> None:
     """Other values raise ValueError."""
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -67,6 +73,31 @@ def test_nothing_in_its_way_ends_a_run(
             pass
     assert [line.levelname for line in caplog.records] == ["WARNING"]
     assert "FERRY_METRICS" in caplog.text
+
+
+def port_of(caplog: pytest.LogCaptureFixture) -> int:
+    """The port that the last line names."""
+    return int(caplog.messages[-1].rpartition(":")[2].removesuffix("/metrics"))
+
+
+def test_runs_of_one_machine_have_a_port_each(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a range each run takes the first port that is free."""
+    (taken,) = free_ports(1)
+    monkeypatch.setenv("FERRY_METRICS", f"{taken}-{taken + 20}")
+    with socket.socket() as other, caplog.at_level(logging.INFO), contextlib.ExitStack() as stack:
+        other.bind(("127.0.0.1", taken))
+        other.listen()
+        ports = []
+        for name in ("first", "second"):
+            stack.enter_context(serving_metrics(RunView(name, "full", Progress()), LOGGER))
+            ports.append(port_of(caplog))
+        assert taken < ports[0] < ports[1] <= taken + 20
+        assert "metrics are off" not in caplog.text
+        for name, port in zip(("first", "second"), ports, strict=True):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                assert f'name="{name}"' in answer.read().decode()
 
 
 def test_off_by_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,7 +122,7 @@ def test_counters_never_fall_and_hosts_are_bounded(
         caplog.at_level(logging.INFO),
         serving_metrics(RunView("job", "full", progress, hosts=lambda: (hosts, 7)), LOGGER),
     ):
-        port = int(caplog.messages[0].rpartition(":")[2].removesuffix("/metrics"))
+        port = port_of(caplog)
         before = scrape(port)
         progress.requeue(1)
         progress.add(Status.COPIED, None, 5)
