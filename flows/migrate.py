@@ -135,6 +135,7 @@ def run_job(job: Job, selection: RetrySelection, amount: Amount, wait: bool, int
         planned = plan_chunks(run, selection, limit, at_random=amount.at_random)
         transfer_all(run, planned.chunks)
         retry_passes(run, job.retries.passes)
+        run.shared.leave()
         partly = selection.only_failed or limit is not None or run.runtime.stopping
         if job.mode == "delta" and job.delta.delete_removed and not partly:
             delete_removed(run)

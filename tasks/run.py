@@ -30,6 +30,7 @@ from tasks.reporting import log_format
 from tasks.reporting.run_view import RunView
 from tasks.reporting.text import ChunkProblem
 from tasks.workers.pool import WorkerPool, processes_of
+from tasks.workers.shared_limits import SharedLimits
 from tasks.workers.tuning import for_many_objects, limit_malloc_arenas, raise_file_limit
 from tasks.workers.worker import Setup
 
@@ -58,6 +59,7 @@ class Run:
     planner: PlannerProcess
     pool: WorkerPool
     auth: Auth | None  # the job's credential for web servers
+    shared: SharedLimits
     planned: Planned | None = None  # the run's first plan
     at_random: bool = False  # whether it takes a random sample
     returned: list[str] = field(default_factory=list)  # digests of chunks whose task returned in this run
@@ -184,7 +186,9 @@ def open_run(
         run_no = log_format.run_fields["run_no"] = last_run_no(state) + 1
         raise_file_limit()
         limit_malloc_arenas()
-        follower = stack.enter_context(LimitsFollower(state, job.limits))
+        shared = SharedLimits(job.limits.shared, flow_run, warn)
+        stack.callback(shared.leave)
+        follower = stack.enter_context(LimitsFollower(state, job.limits, members=lambda: shared.members))
         share, most = processes_of(job, limit, follower.limits)
         limited = job.model_copy(update={"limits": follower.limits})
         runtime = Runtime(
@@ -201,7 +205,7 @@ def open_run(
         pool = WorkerPool(runtime, lease, setup, most, follower)
         stack.callback(pool.close)
         stack.enter_context(for_many_objects())
-        _current = Run(job, state, lease, runtime, run_no, source, destination, planner, pool, auth)
+        _current = Run(job, state, lease, runtime, run_no, source, destination, planner, pool, auth, shared)
         try:
             yield _current
         finally:

@@ -66,6 +66,8 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     waiting = deque(refs)
     futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}
     fingerprint = run.job.fingerprint()
+    if any(ref.done < ref.rows for ref in refs):
+        run.shared.join(run.runtime.sleep)
     run.pool.transferring = True
     while futures or (waiting and not run.runtime.stopping):
         if run.pool.adjust():

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ferry.core import short
 from ferry.job.base import Model, Part
@@ -140,6 +140,14 @@ class Limits(HostLimits):
     """Limits that replace those above for hours of the day or days of the week, such as office hours."""
     timezone: Annotated[str | None, AfterValidator(_timezone)] = None
     """The time zone of the timetable: `Europe/Berlin`. Default: that of the machine where the job runs."""
+    shared: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    """A name for limits that several jobs share, such as that of the provider. All live runs whose jobs give the same name, on one Prefect server, divide their limits: each takes an equal part of those of its own job. So give these jobs the same limits."""
+
+    @model_validator(mode="after")
+    def _shares_a_limit(self) -> Limits:
+        if self.shared and not self.timetable and not any(limits_by_key(self).values()):
+            raise ValueError("shared: there is no limit to share; add `requests_per_s`, `bytes_per_s` or `concurrency`")
+        return self
 
     def of_host(self, host: str) -> tuple[str, HostLimits]:
         """Returns the key and limits of the most specific entry for a host or bucket, ("", no limits) if none matches."""

@@ -6,20 +6,24 @@ from ferry.ratelimit.follower import LimitsFollower
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import COPIES_START, DESTINATION, Limiter
+from ferry.ratelimit.members import BEAT_S, JOIN_S, Members
 from ferry.ratelimit.overrides import add_overrides, end_overrides, read_overrides
 from ferry.ratelimit.permit import PausedTooLong, Permit, host_of, record_failure
 from ferry.ratelimit.shares import is_bounded, limits_of, most_processes
 from ferry.ratelimit.status import Hosts, busiest, keep_written, read_hosts, together
 
 __all__ = [
+    "BEAT_S",
     "COPIES_START",
     "DESTINATION",
+    "JOIN_S",
     "CircuitBreaker",
     "HostLimit",
     "HostSnapshot",
     "Hosts",
     "Limiter",
     "LimitsFollower",
+    "Members",
     "Override",
     "PausedTooLong",
     "Permit",

@@ -1,4 +1,4 @@
-"""The limits of a live run, which change by the job's timetable and by `ferry limits`."""
+"""The limits of a live run, which change by the job's timetable, by `ferry limits`, and with runs that share them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ferry.core import FerryError, in_bucket
 from ferry.job import Limits
 from ferry.ratelimit.effective import changes, in_force, limits_of_settings
 from ferry.ratelimit.overrides import read_overrides
+from ferry.ratelimit.shares import limits_of
 from ferry.state import State
 
 READ_S, READ_S_IN_A_BUCKET = 2.0, 10.0  # between two reads of limits.json; each read of a bucket is a paid request
@@ -22,9 +23,15 @@ class LimitsFollower:
     The thread keeps a slow bucket from holding up the caller.
     """
 
-    def __init__(self, state: State, given: Limits, now: Callable[[], float] = time.time) -> None:
-        """``given`` are the job's limits. Raises UserError if limits.json cannot be used."""
-        self._state, self._given, self._now = state, given, now
+    def __init__(
+        self, state: State, given: Limits, now: Callable[[], float] = time.time, members: Callable[[], int] = lambda: 1
+    ) -> None:
+        """``given`` are the job's limits, which ``members()`` live runs divide.
+
+        Raises UserError if limits.json cannot be used.
+        """
+        self._state, self._given, self._now, self._members = state, given, now, members
+        self._shared_by = 1
         self._overrides = read_overrides(state)
         self._problem = self._told = ""
         self._found = in_force(now(), given, self._overrides)
@@ -41,14 +48,19 @@ class LimitsFollower:
 
     @property
     def limits(self) -> Limits:
-        """The limits in force at the last :meth:`update`, without a timetable."""
-        return limits_of_settings(self._found)
+        """This run's part of the limits in force at the last :meth:`update`, without a timetable."""
+        return limits_of(limits_of_settings(self._found), self._shared_by)
 
     def update(self) -> list[str]:
         """Evaluate the limits, and return a sentence for each change; from the first call, those from the job's own."""
         self._found = in_force(self._now(), self._given, self._overrides)
         said = [f"limits: {change}" for change in changes(self._told_of, self._found)]
         self._told_of = self._found
+        before, self._shared_by = self._shared_by, self._members()
+        if self._shared_by != before:
+            part = f"each takes 1/{self._shared_by} of its job's" if self._shared_by > 1 else "this one takes all"
+            runs = "1 live run" if self._shared_by == 1 else f"{self._shared_by} live runs"
+            said.append(f"limits: {runs} with limits.shared: {self._given.shared}; {part}")
         if self._problem not in ("", self._told):
             said.append(f"{self._problem}. Until then the limits in force stay")
         self._told = self._problem

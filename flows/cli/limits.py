@@ -144,12 +144,15 @@ def _show(job: Job, state: State, now: float, *, as_json: bool, changed: str | N
             {**dataclasses.asdict(one), "until": one.until and datetime.fromtimestamp(one.until, UTC).isoformat()}
             for one in overrides
         ]
-        print_json({"job": job.name, "limits": lines, "overrides": changes, "running": live, "at_limit": held})
+        shown = {"job": job.name, "limits": lines, "shared": job.limits.shared, "overrides": changes}
+        print_json({**shown, "running": live, "at_limit": held})
         return
     said = [sentence(key, name, setting) for key, settings in found.items() for name, setting in settings.items()]
     terminal.say(f"Limits of {job.name} in force:" if said else f"{job.name} has no limits; each host's are learned")
     for line in said:
         terminal.say(f"  {line}")
+    if job.limits.shared:
+        terminal.say(f"The live runs with `limits.shared: {job.limits.shared}` divide their limits equally.")
     if live and changed is not None:
         terminal.say(f"The live run applies them within {15 if in_bucket(state.uri) else 5} s.")
         name = changed.removeprefix("hosts.")

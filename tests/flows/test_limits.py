@@ -118,6 +118,9 @@ def test_limits_are_shown_changed_and_reset(job_file: Path, capsys: pytest.Captu
     assert shown["limits"] == [{"key": "", "limit": "requests_per_s", "value": None, "source": "ferry limits"}]
     assert (shown["running"], shown["at_limit"]) == (False, {})
     assert [one["value"] for one in shown["overrides"]] == ["off"]
+    assert shown["shared"] is None
+    job_file.write_text(JOB.replace("50}", "50, shared: old}"))
+    assert said("--reset")[1:] == [by_job, "The live runs with `limits.shared: old` divide their limits equally."]
     job_file.write_text(JOB.partition("limits")[0])
     assert said("--reset") == ["shop has no limits; each host's are learned"]
 

@@ -21,9 +21,10 @@ FORMATS = {
 class LoggingNginx(Program):
     """nginx serves ``root``; :meth:`log` is the path of a log."""
 
-    def __init__(self, folder: Path, root: Path) -> None:
+    def __init__(self, folder: Path, root: Path, per_s: int | None = None) -> None:
+        """``per_s``: refuse more requests per second than this with 429."""
         super().__init__(folder)
-        self._root = root
+        self._root, self._per_s = root, per_s
 
     def log(self, format_: str) -> Path:
         return self.folder / f"{format_}.log"
@@ -31,6 +32,9 @@ class LoggingNginx(Program):
     def command(self) -> Sequence[str]:
         temporary = "".join(f"{name}_temp_path {self.folder}/{name};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
         logs = "".join(f"access_log {self.log(name)} {name};" for name in FORMATS)
+        zone = f"limit_req_zone $server_port zone=all:1m rate={self._per_s}r/s; limit_req_status 429;"
+        limit = f"limit_req zone=all burst={self._per_s} nodelay;"
+        zone, limit = (zone, limit) if self._per_s else ("", "")
         (self.folder / "conf").write_text(
             f"""
 daemon off; {"user root;" if os.geteuid() == 0 else ""} worker_processes 1;
@@ -38,9 +42,9 @@ pid {self.folder}/pid; error_log {self.folder}/error.log crit;
 events {{ worker_connections 256; }}
 http {{
   types {{ image/jpeg jpg; }} client_body_temp_path {self.folder}/body; {temporary}
-  {" ".join(FORMATS.values())}
+  {" ".join(FORMATS.values())} {zone}
   {logs}
-  server {{ listen 127.0.0.1:{self.port}; location / {{ root {self._root}; }} }}
+  server {{ listen 127.0.0.1:{self.port}; location / {{ root {self._root}; {limit} }} }}
 }}
 """
         )
