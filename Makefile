@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Otherwise each process of a test run compiles all tests and libraries again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-rest test-all test-prefect test-stores coverage faults quick-bench check format machines monitoring postgresql proxies signers webservers stores bench screenshots lock advisories clean
+.PHONY: help install demo test test-rest test-all test-prefect test-stores coverage faults quick-bench check format machines monitoring backups postgresql proxies signers webservers stores bench screenshots lock advisories clean
 
 help:
 	@echo "make install       Ferry into .venv, as production has it"
@@ -48,7 +48,7 @@ test: .venv/.installed-dev signers
 # The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it, installations included:
 # what meets Prefect, with the newest version that is allowed; the contract of stores against all servers; and a quick
 # bench, which shows that it works: a run of Ferry's that lost an object fails it, timings do not.
-test-rest: .venv/.installed-dev postgresql proxies webservers machines monitoring
+test-rest: .venv/.installed-dev postgresql proxies webservers machines monitoring backups
 	$(call beside,test-prefect test-stores quick-bench,-n 4 -m slow tests --ignore=tests/stores)
 
 test-all: test test-rest
@@ -70,7 +70,7 @@ test-stores: .venv/.installed-dev stores
 # environments, so a .pth file in .venv has each process of it measured. What is killed, and the decoding child, which may
 # write no file, stays unmeasured. A test that bounds processor time may fail.
 coverage: export COVERAGE_FILE = $(CURDIR)/.bench/coverage
-coverage: .venv/.installed-dev postgresql proxies webservers machines monitoring stores
+coverage: .venv/.installed-dev postgresql proxies webservers machines monitoring backups stores
 	@mkdir -p .bench; $(BIN)/coverage erase
 	@pth=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/a0_ferry_coverage.pth; \
 	trap "rm -f $$pth" EXIT; \
@@ -130,6 +130,10 @@ machines:
 monitoring:
 	@./deployments/programs.sh "tests of metrics" promtool:prometheus \
 		prometheus-node-exporter:prometheus-node-exporter prometheus-pushgateway:prometheus-pushgateway
+
+# rclone, for the tests of backups. As root it is installed where it is missing.
+backups:
+	@./deployments/programs.sh "tests of backups" rclone:rclone
 
 # ssh-keygen and minisign, for the tests of signatures. As root they are installed where they are missing.
 signers:
