@@ -1,6 +1,7 @@
 """`limits.shared`: runs of several jobs at one Prefect server keep the limits of one provider together.
 
-Slow: two whole runs beside each other at the low rate that an nginx allows, so most of the time is waiting.
+Slow: two whole runs beside each other at the low rate that an nginx allows, so most of the time is waiting; and a
+Prefect server of its own, which is stopped.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from demo.images import make_image
+from ferry.ratelimit import JOIN_S, members
+from flows.server.local import LocalServer
+from tasks.prefect_api import required_client
+from tasks.workers import shared_limits
+from tasks.workers.shared_limits import BEAT, SharedLimits
 from tests.flows.project import QUICK, Cli, Prefect, Project, wait_for
 from tests.support.logging_nginx import LoggingNginx
 from tests.support.proxies import find, missing
@@ -110,3 +118,51 @@ def test_two_jobs_keep_one_limit(project: Project, cli: Cli, prefect_api: Prefec
     log = provider.log()
     assert max(provider.rate(since=at, until=at + 5) for at in range(log[0][0], last)) <= 1.2 * PER_S
     assert sum(status == 429 for _, _, status in log) <= 0.01 * len(log)
+
+
+def test_who_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run counts from its first beat until it leaves, is paused or dies; while the server is away nothing changes."""
+    monkeypatch.setattr(shared_limits, "BEAT_S", 0.2)
+    monkeypatch.setattr(members, "DEAD_S", 4.0)
+    monkeypatch.setattr(members, "MOST_S", 1.0)
+    waited: list[float] = []
+    with LocalServer(tmp_path) as server, temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
+        api = Prefect(server.url, server.home)
+        flow = api.post("flows/", {"name": "migrate"})["id"]
+        running = {"type": "RUNNING"}
+        first, second, third = (
+            api.post("flow_runs/", {"flow_id": flow, "state": running, "tags": tags})["id"]
+            for tags in (["ferry"], ["ferry"], ["shared:old"])
+        )
+        one = SharedLimits("old", first, pytest.fail)
+        two = SharedLimits("old", second, pytest.fail)
+        one.join(waited.append)
+        assert (one.members, waited) == (1, [])
+        two.join(waited.append)
+        assert (two.members, waited) == (2, [JOIN_S])
+        wait_for("the first to see it", lambda: one.members == 2)
+
+        server.stop()
+        time.sleep(members.DEAD_S + 1)
+        assert (one.members, two.members) == (2, 2)
+        server.start()
+        server.ready()
+        until = time.monotonic() + members.DEAD_S / 2
+        while time.monotonic() < until:
+            assert (one.members, two.members) == (2, 2)
+            time.sleep(0.05)
+
+        api.post(f"flow_runs/{second}/set_state", {"state": {"type": "PAUSED"}, "force": True})
+        wait_for("the pause", lambda: one.members == 1)
+        api.post(f"flow_runs/{second}/set_state", {"state": running, "force": True})
+        wait_for("its end", lambda: one.members == 2)
+        with required_client() as client:  # the third one beats once and dies
+            client.update_flow_run_labels(UUID(third), {BEAT: 7})
+        wait_for("another run", lambda: (one.members, two.members) == (3, 3))
+        wait_for("its death", lambda: (one.members, two.members) == (2, 2))
+        two.leave()
+        wait_for("the end of the other", lambda: one.members == 1)
+        one.leave()
+        assert set(api.post("flow_runs/filter", {"flow_runs": {"id": {"any_": [first]}}})[0]["tags"]) == {
+            "ferry", "shared:old",
+        }  # fmt: skip
