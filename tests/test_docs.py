@@ -33,7 +33,7 @@ from ferry.state import ledger
 from ferry.state.counts import Counts
 from ferry.state.files import DirectoryState
 from ferry.state.parquet import OUTCOME_SCHEMA
-from flows.cli.job_draft import draft
+from flows.cli.job_file.draft import draft
 from tasks.job_file import load_job
 from tests.stores.test_contract import SERVERS
 from tests.support.helpers import make_outcome

@@ -157,8 +157,8 @@ def _selection(limit: int | None, sample: int | None, retry_failed: tuple[str, .
 
 # Loaded when they are used. Their help is here, since the list of commands would load them, too.
 for where, group, number, text in (
-    ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
-    ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
+    ("job_file.init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
+    ("job_file.init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
     ("failures:failures", MOVE, 4, "List the failed rows: by class and host with what to do, then row by row."),
     ("check:check", START, 4, "Copy a sample and delete it again, and predict time, failures and cost of the run."),
     ("verify:verify", MOVE, 5, "Read the destination, all of it or a sample, and compare it with the ledger."),

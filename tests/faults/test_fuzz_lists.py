@@ -24,7 +24,7 @@ from ferry.job.templates import Template, finish_key, key_problem
 from ferry.manifest.addresses import Addresses
 from ferry.manifest.normalize import SCHEMA, Normaliser, _row_groups
 from ferry.manifest.open import open_manifest
-from flows.cli.job_draft import draft
+from flows.cli.job_file.draft import draft
 from tasks.job_file import load_job
 from tests.faults.amount import some
 from tests.faults.fuzzing import Fuzzer, try_all

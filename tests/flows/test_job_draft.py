@@ -12,7 +12,7 @@ import yaml
 
 from ferry.core.errors import UserError
 from ferry.job import Job
-from flows.cli.job_draft import draft, is_manifest, job_name, schema
+from flows.cli.job_file.draft import draft, is_manifest, job_name, schema
 
 URLS = "https://img.shop.example/a.jpg|https://img.shop.example/b.jpg"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ferry.core.errors import UserError
-from flows.cli.job_draft import draft
+from flows.cli.job_file.draft import draft
 from tasks.job_file import load_job, parse_job
 from tests.ferry.job.test_model import SECRETS
 

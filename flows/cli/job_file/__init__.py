@@ -1,0 +1,1 @@
+"""`ferry init` and `ferry schema`, which write job files and describe them."""
