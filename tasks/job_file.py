@@ -71,6 +71,16 @@ def _absolute(path: str, base: Path, setting: str) -> str:
         ) from None
 
 
+def relative_paths(job: Job) -> list[str]:
+    """Returns the settings (`manifest`, `state`) whose value is a relative path."""
+    found = []
+    if "://" not in job.manifest_address and not Path(job.manifest_address).is_absolute():
+        found.append("manifest")
+    if job.state is None or ("://" not in job.state and not Path(job.state).is_absolute()):
+        found.append("state")
+    return found
+
+
 def read_job(path: Path) -> dict[str, Any]:
     """Returns the mapping in a job file, not validated. Raises UserError for a file that is not one."""
     if not _is_text(path.absolute()):

@@ -9,6 +9,9 @@ from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.client.schemas.objects import Worker
 from prefect.exceptions import ObjectNotFound
 
+# Runs of every other type of pool have their own file system, which has the code but none of the project's files.
+LOCAL = "process"
+
 
 def workers(client: SyncPrefectClient, pool: str) -> list[Worker]:
     """Returns the online workers of a work pool."""

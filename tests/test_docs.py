@@ -249,6 +249,7 @@ def test_cli_md_lists_every_command_and_option() -> None:
             "--json",
             "--job-file",
             "JOB_FILE",
+            "JOB_FILES",
             "ACCESS_LOG",
             "--destination",
             "--out",

@@ -28,8 +28,10 @@ server)
 worker)
   # Before the worker starts, so that no signal finds the shell without it. $! is empty until then.
   trap '[ -z "${!:-}" ] && exit 143; stop_runs.sh "$!"; kill -TERM "$!" 2>/dev/null' TERM INT
+  # Two runs at a time, which the container's 4 GB hold; more wait at the server (docs/how-to/many-jobs.md).
   # A shell's `&` would have it ignore SIGINT, which a worker sends itself to end.
-  env --default-signal=INT prefect worker start --pool ferry --type process --install-policy never --with-healthcheck &
+  env --default-signal=INT prefect worker start --pool ferry --type process --limit "${FERRY_WORKER_LIMIT:-2}" \
+    --install-policy never --with-healthcheck &
   worker=$!
   wait "$worker" || true
   while kill -0 "$worker" 2>/dev/null; do wait "$worker" || true; done # a signal ends a wait as well

@@ -178,7 +178,12 @@ for where, group, number, text in (
         "Print the address of the Prefect UI, and keep its server until Ctrl-C.",
     ),
     ("server:server", PREFECT, 5, "Show, start or stop the local Prefect server."),
-    ("deploy:deploy", PREFECT, 2, "Create or update the deployments of prefect.yaml, their schedules and alerts."),
+    (
+        "deploy:deploy",
+        PREFECT,
+        2,
+        "Create or update deployments of prefect.yaml or job files, their schedules and alerts.",
+    ),
     ("remote:watch", PREFECT, 3, "Follow a run of a deployment until its end."),
     ("deploy:block", PREFECT, 4, "Save the credentials and secrets that a job names as Prefect blocks."),
 ):

@@ -1,21 +1,26 @@
-"""The commands `ferry deploy`, which applies prefect.yaml to a Prefect server, and `ferry block`."""
+"""The commands `ferry deploy`, which applies prefect.yaml or job files to a Prefect server, and `ferry block`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from ferry.core import UserError
 from flows.cli import local_run, terminal
 from flows.cli.output import JsonFlag, Several, print_json
 from flows.running import signals
 from flows.server.api_address import given_server
 from flows.server.shared import prefect_server
+from tasks.job_file import relative_paths
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
     from flows.deploying.change import Change
 
 STYLES = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim"}
@@ -43,8 +48,25 @@ def block(
 
 
 def deploy(
+    job_files: Annotated[
+        tuple[Path, ...],
+        Parameter(help="Job files, each of which gets its deployments. Default: those of prefect.yaml."),
+    ] = (),
+    /,
     *,
     file: Annotated[Path, Parameter(help="The prefect.yaml to deploy.")] = Path("prefect.yaml"),
+    pool: Annotated[str | None, Parameter(help="The work pool of the jobs. Default: that of prefect.yaml.")] = None,
+    from_: Annotated[
+        str | None, Parameter(name="--from", help="When the first nightly run begins. Default: 01:00, or as it is.")
+    ] = None,
+    timezone: Annotated[str | None, Parameter(help="The zone of that time. Default: UTC, or as it is.")] = None,
+    schedules: Annotated[
+        Literal["on", "off"] | None, Parameter(help="Switch the schedules of the jobs on or off. Default: as they are.")
+    ] = None,
+    retire: Annotated[
+        bool, Parameter(negative="", help="Delete the deployments of jobs whose file is not given any more.")
+    ] = False,
+    yes: Annotated[bool, Parameter(negative="", help="Do not ask before --retire deletes.")] = False,
     block: Annotated[
         tuple[str, ...],
         Several(help="Create or update a block from the environment: aws-credentials/NAME, or secret/NAME=VARIABLE."),
@@ -57,47 +79,75 @@ def deploy(
     dry_run: Annotated[bool, Parameter(negative="", help="Print the changes without making them.")] = False,
     json_: JsonFlag = False,
 ) -> int:
-    """Apply prefect.yaml to the Prefect server. Existing schedules are not switched on or off."""
-    file = file.absolute()
+    """Apply prefect.yaml, or job files, to the Prefect server. Existing schedules are not switched on or off."""
+    if not job_files and (pool or from_ or timezone or schedules or retire or yes):
+        raise UserError("--pool, --from, --timezone, --schedules, --retire and --yes are for job files: name these")
+    file, job_files = file.absolute(), tuple(path.absolute() for path in job_files)
     with signals.ended_by_the_system():
         given_server("ferry deploy")
-        from flows.deploying import automations, missed_runs, prefect_yaml
+        from flows.deploying import automations, missed_runs, prefect_yaml, retired
         from flows.deploying import deployments as deploying
+        from flows.deploying import job_files as jobs
         from tasks import prefect_api
 
     expected = missed_runs.parse_expect_every(expect_every)
-    wanted = prefect_yaml.read(file)
+    switch = None if schedules is None else schedules == "on"
     with prefect_api.required_client() as client:
-        changes, ids = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
+        if job_files:
+            times = jobs.parse_times(from_, timezone)
+            project, work_pool, pull = prefect_yaml.for_jobs(file)
+            work_pool = {**work_pool, "name": pool or work_pool["name"]}
+            wanted = jobs.read(job_files, project, work_pool, pull, times)
+            before = retired.made_before(client, project)
+            gone = {name: before[name] for name in before.keys() - {one.name for one in wanted}}
+            if retire:
+                retired.check(client, gone, lambda text: yes or dry_run or terminal.confirm(text))
+            changes, there = deploying.deploy(
+                client, wanted, block, notify, dry_run=dry_run, switch=switch, known=before
+            )
+            changes += retired.retire(client, gone.items(), dry_run=dry_run) if retire else retired.named(gone)
+            watched, project = there if retire else {**gone, **there}, f"{project}, jobs"
+        else:
+            wanted = prefect_yaml.read(file)
+            changes, there = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
+            watched, project = there, prefect_yaml.project(file)
         if not dry_run:
-            changes += automations.apply(client, prefect_yaml.project(file), ids, notify, expected=expected)
-        hints = _hints(client, ids) if not dry_run else []
+            ids = {name: one.id for name, one in watched.items()}
+            together = watched if job_files else None
+            changes += automations.apply(client, project, ids, notify, expected=expected, jobs=together)
+        hints = _hints(client, there, bool(job_files)) if not dry_run else []
     if dry_run and (notify or expect_every):
         hints.append("a dry run does not check the alerts, which are created after the deployments")
+    if relative := [one.file for one in wanted if one.file and one.job and relative_paths(one.job)]:
+        hints.append(
+            f"the relative paths of {len(set(relative))} jobs start at the project's root on the worker's machine, not "
+            "at the job file's folder"
+        )
     if json_:
         print_json({"dry_run": dry_run, "changes": [dataclasses.asdict(change) for change in changes], "next": hints})
     else:
-        _print(changes, hints, dry_run)
+        if job_files:  # a line for each of 50 jobs would hide the few that matter
+            changes = [change for change in changes if change.what != "unchanged" or "--retire" in change.detail]
+        _print(changes, hints, dry_run, "the job files" if job_files else "prefect.yaml")
     return 0
 
 
-def _hints(client: Any, ids: Any) -> list[str]:
+def _hints(client: SyncPrefectClient, there: Mapping[str, DeploymentResponse], of_jobs: bool) -> list[str]:
     """Returns what the operator still has to do: start a worker, switch schedules on."""
     from tasks import work_pools
 
-    found = [client.read_deployment(id_) for id_ in ids.values()]
     hints = [
         f"the work pool `{name}` has no online worker. Start one {work_pools.start_command(name)}"
-        for name in dict.fromkeys(one.work_pool_name for one in found)
+        for name in dict.fromkeys(one.work_pool_name for one in there.values())
         if name and not work_pools.workers(client, name)
     ]
-    for full, one in zip(ids, found, strict=True):
-        hints += [
-            f"a schedule of {full} is off. To switch it on: prefect deployment schedule resume {full} {schedule.id}"
-            for schedule in one.schedules
-            if not schedule.active
-        ]
-    return hints
+    off = [(full, schedule.id) for full, one in there.items() for schedule in one.schedules if not schedule.active]
+    if of_jobs and off:
+        return [*hints, f"{len(off)} schedules are off. To switch them on: the same command with --schedules on"]
+    return hints + [
+        f"a schedule of {full} is off. To switch it on: prefect deployment schedule resume {full} {id_}"
+        for full, id_ in off
+    ]
 
 
 def _print_changes(changes: Sequence[Change]) -> None:
@@ -110,13 +160,13 @@ def _print_changes(changes: Sequence[Change]) -> None:
         )
 
 
-def _print(changes: Sequence[Change], hints: Sequence[str], dry_run: bool) -> None:
+def _print(changes: Sequence[Change], hints: Sequence[str], dry_run: bool, what: str) -> None:
     _print_changes(changes)
-    counts = {what: sum(change.what == what for change in changes) for what in STYLES}
-    done = ", ".join(f"{number} {what}" for what, number in counts.items() if number and what != "unchanged")
+    counts = {kind: sum(change.what == kind for change in changes) for kind in STYLES}
+    done = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number and kind != "unchanged")
     if dry_run:
         terminal.say(f"dry run: {done}. Nothing was changed" if done else "dry run: no changes needed")
     else:
-        terminal.say(f"{done}; the rest is unchanged" if done else "nothing changed: the server matches prefect.yaml")
+        terminal.say(f"{done}; the rest is unchanged" if done else f"nothing changed: the server matches {what}")
     for hint in hints:
         terminal.say(hint)

@@ -191,15 +191,9 @@ def exit_code(interrupts: signals.Interrupts, state: Any, report: Report | None 
         return interrupts.exit_code, report or state.message
     if report is not None:
         return report.exit_code, report
+    from tasks.reporting.text import exit_code_of
+
     return exit_code_of(state.is_completed(), state.message or "")
-
-
-def exit_code_of(completed: bool, message: str) -> tuple[int, str]:
-    """Returns the exit code and the message of a run that was not cancelled (see flows.migrate.failure_message)."""
-    name, _, text = message.partition(": ")
-    if name in ("UserError", "LeaseHeld"):
-        return (2 if name == "UserError" else 3), text
-    return (0 if completed else 1), text if name in ("Fatal", "FerryError") else message
 
 
 def demo_tour() -> Callable[..., int]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -32,10 +31,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_UI_URL
 
 from ferry.core import UserError
-from ferry.job import Job
-from flows.cli.local_run import exit_code_of
+from flows.deploying import job_files
 from tasks import prefect_api, work_pools
-from tasks.job_file import merged, parse_job
+from tasks.job_file import merged, parse_job, relative_paths
+from tasks.reporting.text import exit_code_of
 
 POLL_S = 2.0
 HINT_S = 10.0  # a worker polls for work about every 10 s
@@ -44,8 +43,6 @@ LAST_LINES = 10  # earlier log lines that `ferry watch` shows first
 LATE = timedelta(seconds=10)  # a log line may arrive this much later than newer ones
 FLOWS = ["migrate", "verify"]
 INFO, WARNING = 20, 30
-# Runs of every other type of pool have their own file system, which has the code but none of the project's files.
-LOCAL_POOL = "process"
 
 
 def submit(
@@ -67,9 +64,15 @@ def submit(
         if not isinstance(data, dict):
             raise UserError(f"the deployment {on} has no job of its own: name a job file")
     job = parse_job(merged(data, settings), f"{what} with --set" if settings else what)
+    own = (deployment.parameters.get("job") or {}).get("name")
+    if own not in (None, job.name) and any(tag.startswith(job_files.TAG) for tag in deployment.tags):
+        raise UserError(
+            f"--on {on}: the deployment is of the job `{own}`, whose runs take turns. Deploy the file of the job "
+            f"`{job.name}` (`ferry deploy jobs/*.yaml`), and run it on migrate/{job.name}"
+        )
     pool = client.read_work_pool(deployment.work_pool_name) if deployment.work_pool_name else None
     relative = relative_paths(job)
-    if relative and pool is not None and pool.type != LOCAL_POOL:
+    if relative and pool is not None and pool.type != work_pools.LOCAL:
         raise UserError(
             f"{' and '.join(relative)} of the job: a local path, and the runs of {on} have no access to it: its work "
             f"pool `{pool.name}` has the type {pool.type}. Use an address such as `s3://bucket/...`"
@@ -97,16 +100,6 @@ def _deployment(client: SyncPrefectClient, on: str) -> DeploymentResponse:
         raise UserError(
             f"the Prefect server has no deployment {on}{known}. `ferry deploy` creates those of prefect.yaml"
         ) from None
-
-
-def relative_paths(job: Job) -> list[str]:
-    """Returns the settings (`manifest`, `state`) whose value is a relative path."""
-    found = []
-    if "://" not in job.manifest_address and not Path(job.manifest_address).is_absolute():
-        found.append("manifest")
-    if job.state is None or ("://" not in job.state and not Path(job.state).is_absolute()):
-        found.append("state")
-    return found
 
 
 def page_url(run: FlowRun) -> str:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,14 @@ def say(text: str) -> None:
 def is_terminal() -> bool:
     """Returns whether standard output is a terminal."""
     return sys.stdout.isatty()
+
+
+def confirm(text: str) -> bool:
+    """Ask for a yes on a terminal. Returns False without one."""
+    if not (sys.stdin.isatty() and is_terminal()):
+        return False
+    say(text)
+    return out.input("Go on? [y/N] ").strip().lower() in ("y", "yes")
 
 
 @contextlib.contextmanager
@@ -212,6 +220,16 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
         out.print(saved)
     if lost := lost_note(counts.lost_attributes, more=counts.lost_more):
         out.print(shown(lost))
+
+
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table of texts; columns without any text are left out."""
+    shown_ = [name for name in columns if any(row[name] for row in rows)]
+    found = Table(*shown_, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        found.add_row(*(shown(row[name]) for name in shown_))
+    wide = Console(highlight=False, width=1000)  # a pipe gets a line for each row
+    (out if is_terminal() else wide).print(found)
 
 
 def last_end(end: RunEnd | None, lost: int | None) -> None:

@@ -217,10 +217,13 @@ def trigger(
     expect: Sequence[str],
     after: Sequence[str] = (),
     within_s: float = 0.0,
-    each: bool = True,
+    each: str = "prefect.resource.id",
     threshold: int = 1,
 ) -> EventTrigger:
-    """Returns a trigger for runs of these deployments. ``each``: runs count separately; else all of them together."""
+    """Returns a trigger for runs of these deployments.
+
+    ``each``: the label of what counts separately, by default each run; "" counts all of them together.
+    """
     return EventTrigger.model_validate(
         {
             "type": "event",
@@ -232,7 +235,7 @@ def trigger(
                 "prefect.resource.role": "deployment",
                 "prefect.resource.id": sorted({f"prefect.deployment.{deployment}" for deployment in deployments}),
             },
-            "for_each": {"prefect.resource.id"} if each else set(),
+            "for_each": {each} if each else set(),
             "threshold": threshold,
             "within": timedelta(seconds=within_s),
         }

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import AutomationSort
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger
@@ -19,7 +20,13 @@ from prefect.settings import PREFECT_UI_URL
 from ferry.core import UserError
 from flows.deploying.alerts import TAG, Delays, alerts, full_name, is_named
 from flows.deploying.change import Change
-from flows.deploying.missed_runs import longest_gap, missed_alert, shortest_over
+from flows.deploying.missed_runs import (
+    JOBS,
+    longest_gap,
+    missed_alert,
+    missed_jobs_alert,
+    shortest_over,
+)
 from flows.deploying.rescue import restart_automations
 
 KIND = "automation"
@@ -45,12 +52,14 @@ def apply(
     notify: Sequence[str],
     delays: Delays | None = None,
     expected: Sequence[timedelta] = (),
+    jobs: Mapping[str, DeploymentResponse] | None = None,
 ) -> list[Change]:
     """Create or update the automations of a project, and return what was done to each.
 
     ``project``: its name in prefect.yaml, with which the automations' names end. ``notify``: notification blocks, as
     `block-type/name`. Without any, existing alerts keep their blocks, and no alerts are created. ``expected``:
-    durations within which runs must complete while a schedule is on. Raises UserError for a block that does not exist
+    durations within which runs must complete while a schedule is on. ``jobs``: the same deployments, if they were made
+    of job files; then one alert for each duration watches all of them. Raises UserError for a block that does not exist
     or cannot notify.
     """
     named = [block(client, name) for name in dict.fromkeys(notify)]
@@ -58,7 +67,9 @@ def apply(
         return []
     ours, ui = set(deployments.values()), (PREFECT_UI_URL.value() or "").rstrip("/")
     present = ferry_automations(client)
-    existing = ours | still_there(client, {one for automation in present for one in watched(automation)} - ours)
+    # those of other projects are told apart without that
+    relevant = [one for one in present if one.name.endswith(f" ({project})") or watched(one) & ours]
+    existing = ours | still_there(client, {one for automation in relevant for one in watched(automation)} - ours)
     found_restarts = [find_own(one.name, project, present, ours, existing) for one in restart_automations(ours, delays)]
     found_alerts = [find_own(alert.name, project, present, ours, existing) for alert in alerts(ours, ui, delays)]
     # Also the deployments of the project's other files, and those that this file no longer has but the server still has
@@ -77,6 +88,9 @@ def apply(
         apply_one(client, alert.automation(project, blocks, enabled=is_on(found)), found)
         for alert, found in zip(alerts(all_, ui, delays), found_alerts, strict=True)
     ]
+    if jobs is not None:
+        own = [one for one in present if one.name.startswith(JOBS) and is_own(watched(one), False, ours, existing)]
+        return changes + apply_missed_jobs(client, project, jobs, own, blocks, expected)
     for name, id_ in deployments.items():
         found = find_own(missed_alert(name, id_, ui, timedelta()).name, project, present, {id_}, existing)
         changes += apply_missed(client, project, name, id_, found, blocks, expected)
@@ -135,6 +149,41 @@ def apply_missed(
         client.delete_automation(found.id)
         return [Change(KIND, found.name, "removed", why)]
     return [Change(KIND, f"{name} did not complete in time", "unchanged", f"none: {why}")] if expected else []
+
+
+def apply_missed_jobs(
+    client: SyncPrefectClient,
+    project: str,
+    jobs: Mapping[str, DeploymentResponse],
+    own: Sequence[Automation],
+    blocks: Sequence[UUID],
+    expected: Sequence[timedelta],
+) -> list[Change]:
+    """Create, update or delete the alerts for jobs that do not complete in time: one for each duration.
+
+    Each watches the deployments with a schedule that is on and has shorter gaps. Without ``expected``, the durations
+    are those of the alerts that exist.
+    """
+    found = {within: one for one in own if (within := expected_duration(one))}
+    given = sorted(expected or found)
+    groups: dict[timedelta, dict[str, DeploymentResponse]] = {}
+    for name, deployment in jobs.items() if given else ():
+        on = [one for one in deployment.schedules if one.active]
+        within = shortest_over(longest_gap(on, datetime.now(UTC)), given) if on else None
+        if within is not None:
+            groups.setdefault(within, {})[name] = deployment
+    changes, ui = [], (PREFECT_UI_URL.value() or "").rstrip("/")
+    for within, watches in sorted(groups.items()):
+        alert = missed_jobs_alert([one.id for one in watches.values()], ui, within)
+        old = found.pop(within, None)
+        changes.append(apply_one(client, alert.automation(project, blocks, enabled=is_on(old)), old))
+    for old in found.values():
+        client.delete_automation(old.id)
+        changes.append(Change(KIND, old.name, "removed", "no deployment has a schedule that is on and fits"))
+    if expected and (others := len(jobs) - sum(map(len, groups.values()))):
+        detail = f"none for {others} deployments: their schedules are off, or longer apart than --expect-every"
+        changes.append(Change(KIND, "jobs that did not complete in time", "unchanged", detail))
+    return changes
 
 
 def expected_duration(automation: Automation | None) -> timedelta | None:

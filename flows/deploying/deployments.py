@@ -1,4 +1,4 @@
-"""Makes a Prefect server hold what prefect.yaml says: blocks, work pools, deployments and their schedules.
+"""Makes a Prefect server hold what prefect.yaml or job files say: blocks, work pools, deployments and their schedules.
 
 `prefect deploy --all` writes everything anew: schedules that an operator switched on go off, and runs that were about
 to begin are deleted. Here what is as it should be is not touched, and whether a schedule is on is the operator's.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import DeploymentSchedule, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -28,9 +30,13 @@ from ferry.core import UserError
 from flows.deploying import automations
 from flows.deploying.change import Change
 from flows.deploying.prefect_yaml import Wanted
+from tasks import work_pools
+from tasks.job_file import relative_paths
 from tasks.secrets import named_blocks
 
-NEW_POOL = "process"
+NEW_POOL = work_pools.LOCAL
+PAGE = 200  # the server returns at most this many at once
+SLOT = "global_concurrency_limit_id"  # Prefect's client has no parameter for it, so the requests here are plain ones
 WORKING_DIR = "working_dir"  # the job variable of prefect.yaml that process pools alone have
 AWS = {
     "aws_access_key_id": "AWS_ACCESS_KEY_ID",
@@ -47,29 +53,97 @@ def deploy(
     notify: Sequence[str],
     *,
     dry_run: bool,
-) -> tuple[list[Change], dict[str, UUID]]:
-    """What was done, or would be, and the deployments' IDs. Raises UserError before anything is changed."""
+    switch: bool | None = None,
+    known: Mapping[str, DeploymentResponse] = MappingProxyType({}),
+) -> tuple[list[Change], dict[str, DeploymentResponse]]:
+    """What was done, or would be, and the deployments there. Raises UserError before anything is changed.
+
+    ``switch``: whether the operator wants all their schedules on, or off; None leaves each as it is. ``known``:
+    deployments that have been read already.
+    """
     made = dict(block_of(text) for text in blocks)
+    there = existing(client, wanted, known)
     pools = {name: _pool(client, name) for name in dict.fromkeys(w.pool for w in wanted)}
     left_out = {one.pool for one in wanted if WORKING_DIR in one.fields["job_variables"]}
     left_out -= {name for name in left_out if WORKING_DIR in _variables(pools[name])}
     wanted = [_without_working_dir(one) if one.pool in left_out else one for one in wanted]
     problems = [problem for name, pool in pools.items() for problem in pool_problems(name, pool, wanted)]
+    problems += foreign(wanted, there)
     problems += missing_blocks(client, wanted, made)
     problems += wrong_alarms(client, notify)
     if problems:
         raise UserError("\n".join(["nothing was changed:", *(f"  {problem}" for problem in problems)]))
     changes = [settle_block(client, name, values, dry_run) for name, values in made.items()]
     changes += [_settle_pool(client, name, pool, name in left_out, dry_run) for name, pool in pools.items()]
-    ids: dict[str, UUID] = {}
+    flows = {} if dry_run else {name: client.create_flow_from_name(name) for name in {w.flow_name for w in wanted}}
+    limits = _limits(client, wanted, there, dry_run)
+    settled: list[Change] = []
     for one in wanted:
-        found = _deployment(client, one.name)
-        changes += _settle_deployment(client, one, found, dry_run)
-        if found is None and not dry_run:
-            found = _deployment(client, one.name)
-        if found is not None:
-            ids[one.name] = found.id
-    return changes, ids
+        if one.slot is not None:
+            one = replace(one, fields={**one.fields, SLOT: limits.get(one.slot)})
+        one = replace(one, schedules=_intended(one, there.get(one.name), switch))
+        settled += _settle_deployment(client, one, there.get(one.name), flows.get(one.flow_name), switch, dry_run)
+    if not dry_run and any(change.what != "unchanged" for change in settled):
+        there = existing(client, wanted)
+    return changes + settled, there
+
+
+def existing(
+    client: SyncPrefectClient, wanted: Iterable[Wanted], known: Mapping[str, DeploymentResponse] = MappingProxyType({})
+) -> dict[str, DeploymentResponse]:
+    """Returns those of the deployments that the server has, by full name; ``known`` are not read again."""
+    flows = {one.name: one.flow_name for one in wanted}
+    asked = flows.keys() - known.keys()
+    found = dict(known)
+    if asked:
+        names = DeploymentFilterName(any_=sorted({name.partition("/")[2] for name in asked}))
+        found |= read_deployments(client, {flows[name] for name in asked}, DeploymentFilter(name=names))
+    return {name: found[name] for name in flows if name in found}
+
+
+def read_deployments(
+    client: SyncPrefectClient, flows: Collection[str], filter_: DeploymentFilter | None = None
+) -> dict[str, DeploymentResponse]:
+    """Returns the deployments of these flows by full name, with a request for each 200 of them."""
+    of_flows = FlowFilter(name=FlowFilterName(any_=sorted(flows)))
+    names = {flow.id: flow.name for flow in client.read_flows(flow_filter=of_flows)}
+    found: list[DeploymentResponse] = []
+    while True:
+        page = client.read_deployments(flow_filter=of_flows, deployment_filter=filter_, limit=PAGE, offset=len(found))
+        found += page
+        if len(page) < PAGE:
+            return {f"{names[one.flow_id]}/{one.name}": one for one in found if one.flow_id in names}
+
+
+def foreign(wanted: Iterable[Wanted], there: Mapping[str, DeploymentResponse]) -> list[str]:
+    """Deployments that job files would change although they were made otherwise, or of another project's job files."""
+    return [
+        f"{one.file}: the deployment {one.name} is there already, and was not made of this project's job files. Give "
+        f"the job another name, or delete it: prefect deployment delete '{one.name}'"
+        for one in wanted
+        if one.file and one.name in there and one.mark not in there[one.name].tags
+    ]
+
+
+def _limits(
+    client: SyncPrefectClient, wanted: Sequence[Wanted], there: Mapping[str, DeploymentResponse], dry_run: bool
+) -> dict[str, str]:
+    """The IDs of the limits that deployments of a job share; made where they are missing.
+
+    Prefect deletes a limit with any of its deployments. The others of the job have none then, and get a new one.
+    """
+    limits = [one.global_concurrency_limit for one in there.values()]
+    known = {limit.name: str(limit.id) for limit in limits if limit is not None}
+    missing = {one.slot for one in wanted if one.slot} - known.keys()
+    if dry_run or not missing:
+        return known
+    offset = 0
+    while page := client.read_global_concurrency_limits(PAGE, offset):
+        known |= {limit.name: str(limit.id) for limit in page}
+        offset += len(page)
+    for name in sorted(missing - known.keys()):
+        known[name] = str(client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1)))
+    return known
 
 
 def _pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
@@ -120,7 +194,12 @@ def pool_problems(name: str, pool: WorkPool | None, wanted: Iterable[Wanted]) ->
                     else f"make it first: prefect work-pool create {name} --type TYPE"
                 )
                 problems.append(f"{one.name}: {what} knows no job variable `{variable}`; {instead}")
-    return problems
+        if one.file and one.job and kind != NEW_POOL and (relative := relative_paths(one.job)):
+            problems.append(
+                f"{one.file}: {' and '.join(relative)}: a local path, and runs of a pool of the type {kind} have no "
+                "access to it. Use an address such as `s3://bucket/...`"
+            )
+    return list(dict.fromkeys(problems))
 
 
 def wrong_alarms(client: SyncPrefectClient, notify: Iterable[str]) -> list[str]:
@@ -230,21 +309,20 @@ def _settle_pool(
     return Change("work pool", name, "created", f"of the type {NEW_POOL}")
 
 
-def _deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
-    try:
-        return client.read_deployment_by_name(name)
-    except ObjectNotFound:
-        return None
-
-
 def _settle_deployment(
-    client: SyncPrefectClient, wanted: Wanted, found: DeploymentResponse | None, dry_run: bool
+    client: SyncPrefectClient,
+    wanted: Wanted,
+    found: DeploymentResponse | None,
+    flow: UUID | None,
+    switch: bool | None,
+    dry_run: bool,
 ) -> list[Change]:
     if found is None:
         if not dry_run:
-            flow = client.create_flow_from_name(wanted.flow_name)
+            schedules = [one.model_dump(mode="json", exclude_none=True) for one in wanted.schedules]
             name = wanted.name.partition("/")[2]
-            client.create_deployment(flow, name, schedules=wanted.schedules, **wanted.fields)
+            body = {**wanted.fields, "flow_id": str(flow), "name": name, "schedules": schedules}
+            client.request("POST", "/deployments/", json=body)
         made = [
             Change("schedule", _name(wanted, one.slug), "created", _when(one.schedule, one.active))
             for one in wanted.schedules
@@ -252,9 +330,9 @@ def _settle_deployment(
         return [Change("deployment", wanted.name, "created"), *made]
     other = differing(wanted.fields, found)
     if other and not dry_run:
-        client.update_deployment(found.id, DeploymentUpdate(**wanted.fields))
+        client.request("PATCH", "/deployments/{id}", path_params={"id": found.id}, json=wanted.fields)
     what = Change("deployment", wanted.name, "updated" if other else "unchanged", ", ".join(other))
-    return [what, *_settle_schedules(client, wanted, found, dry_run)]
+    return [what, *_settle_schedules(client, wanted, found, switch, dry_run)]
 
 
 def differing(fields: Mapping[str, Any], found: DeploymentResponse) -> list[str]:
@@ -262,16 +340,27 @@ def differing(fields: Mapping[str, Any], found: DeploymentResponse) -> list[str]
     there = found.model_dump(mode="json")
     limit = there.pop("global_concurrency_limit", None)
     there["concurrency_limit"] = limit["limit"] if limit else None
+    there[SLOT] = limit["id"] if limit else None
     there["pull_steps"] = there.get("pull_steps") or []
     options = there.get("concurrency_options")
     there["concurrency_options"] = options and {key: value for key, value in options.items() if value is not None}
     return [name for name, value in fields.items() if there.get(name) != value]
 
 
+def _intended(wanted: Wanted, found: DeploymentResponse | None, switch: bool | None) -> list[DeploymentScheduleCreate]:
+    """The schedules with the hours that they have, where these are to be kept; a new one on where that is asked for."""
+    intended = []
+    for one in wanted.schedules:
+        old = match(one, found.schedules) if found and wanted.keeps_times else None
+        active = one.active if switch is None else switch
+        intended.append(one.model_copy(update={"schedule": old.schedule if old else one.schedule, "active": active}))
+    return intended
+
+
 def _settle_schedules(
-    client: SyncPrefectClient, wanted: Wanted, found: DeploymentResponse, dry_run: bool
+    client: SyncPrefectClient, wanted: Wanted, found: DeploymentResponse, switch: bool | None, dry_run: bool
 ) -> list[Change]:
-    """Made where they are missing, corrected where their hour is another one, and never switched on or off."""
+    """Made where they are missing, corrected where their hour is another one; on and off only as ``switch`` says."""
     left = list(found.schedules)
     changes = []
     for one in wanted.schedules:
@@ -282,14 +371,15 @@ def _settle_schedules(
             changes.append(Change("schedule", name, "created", _when(one.schedule, one.active)))
             continue
         left.remove(old)
-        same = (old.schedule, old.parameters, old.slug) == (one.schedule, one.parameters, one.slug)
+        active = old.active if switch is None else switch
+        same = (old.schedule, old.parameters, old.slug, old.active) == (one.schedule, one.parameters, one.slug, active)
         if not same and not dry_run:
             client.update_deployment_schedule(
-                found.id, old.id, schedule=one.schedule, parameters=one.parameters, slug=one.slug
+                found.id, old.id, schedule=one.schedule, parameters=one.parameters, slug=one.slug, active=switch
             )
-        changes.append(Change("schedule", name, "unchanged" if same else "updated", _when(one.schedule, old.active)))
+        changes.append(Change("schedule", name, "unchanged" if same else "updated", _when(one.schedule, active)))
     for old in left:
-        detail = f"{_when(old.schedule, old.active)}; not of prefect.yaml, left as it is"
+        detail = f"{_when(old.schedule, old.active)}; not of `ferry deploy`, left as it is"
         changes.append(Change("schedule", _name(wanted, old.slug or "(without a slug)"), "unchanged", detail))
     return changes
 

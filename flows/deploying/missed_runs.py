@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from prefect.events.schemas.automations import Posture
 
 from ferry.core import UserError
 from ferry.job import duration
-from flows.deploying.alerts import Alert, states, trigger
+from flows.deploying.alerts import WHOSE, Alert, states, trigger
 
 MOST_DATES = 100  # dates of a schedule; for a daily one, three months
 DO = (
@@ -28,12 +28,44 @@ def missed_alert(name: str, deployment: UUID, ui: str, within: timedelta) -> Ale
     return Alert(
         f"Ferry: {name} did not complete in time",
         f"No run of {name} was Completed within {within}. Created while its schedule was on.",
-        trigger(
-            [deployment], Posture.Proactive, expect=states("Completed"), within_s=within.total_seconds(), each=False
-        ),
+        trigger([deployment], Posture.Proactive, expect=states("Completed"), within_s=within.total_seconds(), each=""),
         f"Ferry: no run of {name} completed for {within.total_seconds() / 3600:.4g} hours",
         f"No run of {name} was Completed within {within}. Its schedule was on when this alert was created.\n"
         f"Look: {ui}/deployments/deployment/{deployment}\nDo: {DO}.",
+    )
+
+
+JOBS = "Ferry: a job did not complete within "
+SIGNS = (
+    "Late",
+    "Running",
+    "Failed",
+    "TimedOut",
+    "Crashed",
+    "Cancelled",
+)  # of a deployment, whether it completes or not
+
+
+def missed_jobs_alert(deployments: Collection[UUID], ui: str, within: timedelta) -> Alert:
+    """Returns the alert for many deployments, each of which counts separately.
+
+    Prefect counts for a deployment from its first event on, and after an alert again from its next event on.
+    """
+    hours = f"{within.total_seconds() / 3600:.4g} hours"
+    return Alert(
+        f"{JOBS}{hours}",
+        f"For each deployment that it watches: no run was Completed within {hours}. Their schedules were on.",
+        trigger(
+            deployments,
+            Posture.Proactive,
+            after=states("Completed", *SIGNS),
+            expect=states("Completed"),
+            within_s=within.total_seconds(),
+            each="related:deployment:prefect.resource.id",
+        ),
+        f"Ferry: no run of {WHOSE} completed for {hours}",
+        f"No run of {WHOSE} was Completed within {hours}. Its schedule was on when this alert was made.\n"
+        f"Look: {ui}/deployments/deployment/{{{{ deployment.id }}}}\nDo: {DO}.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -39,7 +40,7 @@ NOT_HERE = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A deployment as prefect.yaml has it."""
+    """A deployment as prefect.yaml has it, or as it is made of a job file (flows.deploying.job_files)."""
 
     name: str  # migrate/prod
     flow_name: str
@@ -47,6 +48,10 @@ class Wanted:
     fields: dict[str, Any]  # what the API calls them, as JSON
     schedules: list[DeploymentScheduleCreate]
     job: Job | None
+    file: Path | None = None  # the job file; None for one of prefect.yaml
+    mark: str = ""  # the tag by which a later deploy finds those that were made of job files
+    slot: str | None = None  # the limit of one run that all deployments of a job share, instead of `concurrency_limit`
+    keeps_times: bool = False  # whether schedules that exist keep their hours
 
 
 def read(path: Path) -> list[Wanted]:
@@ -77,6 +82,26 @@ def read(path: Path) -> list[Wanted]:
 def project(path: Path) -> str:
     """The project's name: `name` at the top of its prefect.yaml, else that of its folder."""
     return str(_mapping(path).get("name") or path.absolute().parent.name)
+
+
+POOL: dict[str, Any] = {"name": "ferry", "job_variables": {"working_dir": "."}}
+PULL = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
+
+
+def for_jobs(path: Path) -> tuple[str, dict[str, Any], Any]:
+    """Returns what deployments of job files have in common: the project's name, the work pool, the pull steps.
+
+    They are those of the first deployment in prefect.yaml; without the file, as Ferry's own prefect.yaml has them.
+    """
+    if not path.exists():
+        return path.absolute().parent.name, POOL, PULL
+    raw = _mapping(path)
+    first: Any = next(iter(raw.get("deployments") or []), {})
+    first = apply_values(first, dict(os.environ), remove_notset=False, warn_on_notset=False)
+    pool = first.get("work_pool") if isinstance(first, dict) else None
+    if not isinstance(first, dict) or not isinstance(pool or {}, dict):
+        raise UserError(f"{path}: its first deployment, whose work pool the jobs get, is not valid")
+    return project(path), {**POOL, **(pool or {})}, first.get("pull") or raw.get("pull") or PULL
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -120,9 +145,14 @@ def _wanted(entry: dict[str, Any], pull: Any, folder: Path) -> Wanted:
             raise UserError(
                 f"`{key}` is `{value}`, which nothing fills in: `{{{{ $NAME }}}}` is a variable of the environment"
             )
-    flow = _flow(entry.get("entrypoint"), folder)
+    return of_entry(entry, pull, _flow(entry.get("entrypoint"), folder))
+
+
+def of_entry(entry: dict[str, Any], pull: Any, flow: Flow[Any, Any]) -> Wanted:
+    """Returns the deployment of an entry whose name and pool are checked. Raises UserError for everything else."""
+    pool = entry["work_pool"]
     parameters = entry.get("parameters") or {}
-    schema = parameter_schema(flow).model_dump(mode="json", exclude_unset=True)
+    schema = _schema(flow)
     job = _job(flow.name, schema, parameters)
     limit, options = _concurrency(entry.get("concurrency_limit"))
     fields = {
@@ -147,15 +177,25 @@ def _wanted(entry: dict[str, Any], pull: Any, folder: Path) -> Wanted:
     return Wanted(f"{flow.name}/{entry['name']}", flow.name, pool["name"], fields, schedules, job)
 
 
+@functools.cache
+def _schema(flow: Flow[Any, Any]) -> dict[str, Any]:
+    return parameter_schema(flow).model_dump(mode="json", exclude_unset=True)
+
+
 def _flow(entrypoint: Any, folder: Path) -> Flow[Any, Any]:
     if not isinstance(entrypoint, str) or ":" not in entrypoint:
         raise UserError("`entrypoint` is missing: `flows/migrate.py:migrate`")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return load_flow_from_entrypoint(str(folder / entrypoint), use_placeholder_flow=False)
+        return _loaded(str(folder / entrypoint))
     except (OSError, AttributeError, ImportError, ValueError, ScriptError, MissingFlowError) as exc:
         why = str(exc).partition("\n")[0] or type(exc).__name__
         raise UserError(f"`entrypoint`: {entrypoint} cannot be loaded ({why})") from None
+
+
+@functools.cache  # to load it executes its file, which takes half a second
+def _loaded(entrypoint: str) -> Flow[Any, Any]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
 
 
 def _job(flow: str, schema: dict[str, Any], parameters: dict[str, Any]) -> Job | None:

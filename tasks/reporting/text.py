@@ -155,6 +155,14 @@ class Report:
         return f"{what} would {time}be about {size(round(self.bytes / copied * pending))}"
 
 
+def exit_code_of(completed: bool, message: str) -> tuple[int, str]:
+    """Returns the exit code and the message of a run that was not cancelled (see flows.migrate.failure_message)."""
+    name, _, text = message.partition(": ")
+    if name in ("UserError", "LeaseHeld"):
+        return (2 if name == "UserError" else 3), text
+    return (0 if completed else 1), text if name in ("Fatal", "FerryError") else message
+
+
 def prune_failure(pruned: PruneResult | None) -> str:
     """Returns why copies that were to be deleted still exist, as a sentence; "" if none does."""
     if pruned is None or pruned.succeeded:

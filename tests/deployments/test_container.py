@@ -106,7 +106,8 @@ def test_a_project_of_these_files_alone(tmp_path: Path) -> None:
         ("server", "server start --host 0.0.0.0 --port 4200|db-secret|operator:pa$s"),
         (
             "worker",
-            "worker start --pool ferry --type process --install-policy never --with-healthcheck|unset|operator:pa$s",
+            "worker start --pool ferry --type process --limit 2 --install-policy never --with-healthcheck"
+            "|unset|operator:pa$s",
         ),
     ],
 )

@@ -57,6 +57,20 @@ def test_they_are_started_again_and_are_nobody_s_else(name: str) -> None:
     assert service["EnvironmentFile"] == [f"/etc/ferry/{name.removeprefix('ferry-')}.env"]
 
 
+def test_each_worker_has_a_limit() -> None:
+    """No template starts a worker that takes any number of runs; the operator sets another number in one place."""
+    deployments = UNITS.parent
+    service = settings((UNITS / "ferry-worker.service").read_text())
+    assert "FERRY_WORKER_LIMIT=2" in service["Environment"]
+    assert "--limit ${FERRY_WORKER_LIMIT} " in service["ExecStart"][0]
+    assert '--limit "${FERRY_WORKER_LIMIT:-2}" ' in (deployments / "container" / "start.sh").read_text()
+    assert '--limit, "20",' in (deployments / "kubernetes" / "ferry.yaml").read_text()
+    assert "--type ecs --limit 20" in (deployments / "ecs" / "README.md").read_text()
+    for path in deployments.rglob("*"):
+        if path.is_file() and "worker start --pool" in (text := path.read_text()).replace(", ", " "):
+            assert "--limit" in text, path
+
+
 def test_the_users_differ() -> None:
     """Who handles strangers' bytes does not own the records, nor the other way round."""
     users = {settings((UNITS / f"{name}.service").read_text())["User"][0] for name in NAMES}

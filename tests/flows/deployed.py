@@ -63,10 +63,10 @@ def make_pool(prefect_api: Prefect, name: str, kind: str) -> None:
 
 
 @contextlib.contextmanager
-def worker(cli: Cli, pool: str, log: Path, **more: str) -> Iterator[Callable[[], str]]:
+def worker(cli: Cli, pool: str, log: Path, *options: str, **more: str) -> Iterator[Callable[[], str]]:
     """Run a process worker in the project's root, with ``more`` in its environment, and provide its log."""
     environment = {**cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "0.5", "PYTHONDONTWRITEBYTECODE": "1", **more}
-    arguments = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    arguments = ["prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", UNDER_PARENT, *arguments], cwd=ROOT, env=environment,

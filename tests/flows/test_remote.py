@@ -20,9 +20,9 @@ from demo.origin import Origin
 from ferry.core.errors import Damaged, Fatal, FerryError, LeaseHeld, Refused, UserError
 from ferry.job.model import Job
 from flows.cli import remote_run
-from flows.cli.local_run import exit_code_of
 from tasks import work_pools
-from tasks.job_file import merged
+from tasks.job_file import merged, relative_paths
+from tasks.reporting.text import exit_code_of
 from tests.flows.deployed import Deployed, make_pool, worker
 from tests.flows.project import Cli, Ended, Prefect, Project, serve, wait_for
 
@@ -303,7 +303,7 @@ def test_why_a_run_has_not_begun(
 )
 def test_which_settings_are_relative(given: dict[str, str], expected: list[str]) -> None:
     """Relative paths of manifest and state are named, also for the default state."""
-    assert remote_run.relative_paths(Job.model_validate({"name": "x", "destination": "s3://b/", **given})) == expected
+    assert relative_paths(Job.model_validate({"name": "x", "destination": "s3://b/", **given})) == expected
 
 
 def test_the_commands_are_listed(cli: Cli, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ class Unit:
 
     @property
     def command(self) -> list[str]:
-        return shlex.split(self.service["ExecStart"][-1])
+        words = shlex.split(self.service["ExecStart"][-1])
+        return [re.sub(r"\$\{(\w+)\}", lambda found: self.environment[found[1]], word) for word in words]
 
     @property
     def stated(self) -> dict[str, str]:
