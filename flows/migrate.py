@@ -21,7 +21,7 @@ from ferry.core import Fatal, FerryError, LeaseHeld, Stopped, UserError, limit_a
 limit_arrow_memory(with_numpy=True)  # before the imports that load Arrow
 
 from ferry.job import Job
-from flows.running import concurrency_slot, prefect_state, signals
+from flows.running import concurrency_slot, ending, prefect_state, signals
 from flows.running.reporter import reporting
 from tasks import prefect_api, prefect_patches
 from tasks.dead_runs import mark_dead_runs, mark_predecessor
@@ -31,6 +31,7 @@ from tasks.reconcile import delete_removed, reconcile
 from tasks.report import publish, write_page, write_summary
 from tasks.reporting.last_run import record_end
 from tasks.reporting.prefect_logs import configure_logging
+from tasks.reporting.run_end import end_of, of_report
 from tasks.reporting.text import Report
 from tasks.result_store import storing_results_in
 from tasks.retry_selection import RetrySelection
@@ -110,6 +111,9 @@ def migrate(
     if wait_for_server(interrupts):
         warn = get_run_logger().warning
         ended = prefect_state.state_to_record(UUID(flow_run.id), flow_run.run_count, ended, warn, interrupts)
+        counts, this_run = (of_report(report), report.this_run) if report else ({}, {})
+        run_no = report.run_no if report else None
+        ending.record(end_of(job.name, "migrate", ended, run_no, counts, this_run), ended)
         if report is not None:
             with prefect_patches.without_tags():
                 publish(job.name, report)

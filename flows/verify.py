@@ -17,18 +17,30 @@ from ferry.job import Job
 from ferry.proof import Proof
 from ferry.reconcile import check_choice
 from flows.migrate import failure_message, run_name, wait_for_server
-from flows.running import prefect_state, signals
+from flows.running import ending, prefect_state, signals
 from flows.running.reporter import reporting
 from tasks import prefect_patches
 from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.job_file import with_absolute_paths
 from tasks.reporting.last_run import record_end
 from tasks.reporting.prefect_logs import configure_logging
+from tasks.reporting.run_end import end_of
 from tasks.reporting.run_view import RunView
-from tasks.verify import ask_public, begin_proof, compare_listing, draw, make_proof, open_check, parts, read_part
+from tasks.verify import (
+    Verification,
+    ask_public,
+    begin_proof,
+    compare_listing,
+    draw,
+    make_proof,
+    open_check,
+    parts,
+    read_part,
+)
 
 public_report: PublicReport | None = None  # of this process's last check of public addresses
 made_proof: Proof | None = None  # this process's last proof
+last_check: Verification | None = None  # this process's last check of objects, if it was not ended early
 
 
 @flow(
@@ -65,7 +77,10 @@ def verify(
     if not wait_for_server(interrupts):
         return state
     warn = get_run_logger().warning
-    return prefect_state.state_to_record(UUID(flow_run.id), flow_run.run_count, state, warn, interrupts)
+    state = prefect_state.state_to_record(UUID(flow_run.id), flow_run.run_count, state, warn, interrupts)
+    run_no, counts = (last_check.run_no, last_check.counts) if last_check else (None, {})
+    ending.record(end_of(job.name, "verify", state, run_no, counts, {}), state)
+    return state
 
 
 def run_check(
@@ -79,7 +94,8 @@ def run_check(
     public: bool = False,
 ) -> State[Any]:
     """Verify under the lease, or the public addresses without it, and return the state that Prefect is to record."""
-    global made_proof
+    global made_proof, last_check
+    last_check = None
     warn, own = get_run_logger().warning, UUID(flow_run.id)
     try:
         check_choice(list_only, sample, seed, public)
@@ -106,6 +122,7 @@ def run_check(
                 for part in bounds:
                     read_part(check, part)
             check.end()
+            last_check = check
             made_proof = made = make_proof(check, job, str(own), list_only=list_only) if proof else None
     except signals.Interrupted as interrupt:
         return Cancelled(message=str(interrupt).partition(";")[0])

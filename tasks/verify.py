@@ -107,6 +107,13 @@ class Verification:
         return not (self.missing or self.altered or self.unread or self.unproven)
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The counts of the event `ferry.run.ended`: objects compared, not proved, and to be repaired."""
+        wrong = self.missing + self.altered
+        failed = wrong + self.unread + self.unproven
+        return {"planned": self.checked + self.unread, "failed": failed, "pending": wrong, "bytes": self.bytes}
+
+    @property
     def sample_words(self) -> str:
         """How many objects the sample has, and its seed."""
         return f"{self.checked:,} of {self.sample.of:,} objects read, a sample with the seed {self.sample.seed}"

@@ -184,6 +184,7 @@ for where, group, number, text in (
         2,
         "Create or update deployments of prefect.yaml or job files, their schedules and alerts.",
     ),
+    ("jobs:jobs", PREFECT, 3, "Show all jobs of the Prefect server: last runs, failures, what is due or in trouble."),
     ("remote:watch", PREFECT, 3, "Follow a run of a deployment until its end."),
     ("deploy:block", PREFECT, 4, "Save the credentials and secrets that a job names as Prefect blocks."),
 ):
