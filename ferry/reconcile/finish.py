@@ -42,7 +42,7 @@ def finish_run(
     progress: dict[str, Any] | None = None,
     whole: bool = False,
 ) -> dict[str, Any]:
-    """Folds the ledger, writes reports/run-N/summary.json, and returns its content without the ledger's name.
+    """Folds the ledger, writes reports/run-N/summary.json, and returns its content without the ledger's files.
 
     The result has the counts of the job and of this run, the failure budget, and the first failures. It also has the
     figures of a delta run, rows with the same bytes, and a line per chunk. ``token`` is of the run's lease. ``pruned``

@@ -21,7 +21,6 @@ from ferry.state.failures import (
     select_failures,
 )
 from ferry.state.files import State
-from ferry.state.history import HISTORY_FOLDER
 from ferry.state.id_ranges import EVERY_ROW, RowRange, row_ranges
 from ferry.state.lease import (
     LENGTH_S,
@@ -40,6 +39,7 @@ from ferry.state.lease import (
 )
 from ferry.state.ledger import (
     DAMAGE_ADVICE,
+    HISTORY_FOLDER,
     OpenLedger,
     append_outcomes,
     compact_ledger,

@@ -45,7 +45,13 @@ class BucketState:
         self._delete_immutable_copy(name)
         with self._fatal(name):
             self._bucket.upload(self._prefix + name, path)
-        path.unlink()
+            if name.startswith(IMMUTABLE):  # the local copy, which need not be downloaded
+                target = path_below(self._cache, name)
+                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                path.chmod(0o600)
+                path.replace(target)
+            else:
+                path.unlink()
 
     def create(self, name: str, data: bytes) -> bool:
         """Creates a file as :meth:`DirectoryState.create` does.

@@ -29,10 +29,15 @@ def checked_file_name(stem: str, path: Path) -> str:
     return f"{stem}-{_digest(path)[:DIGITS]}.parquet"
 
 
+def digest_in(name: str) -> str:
+    """Returns the digest in the name of a Parquet file, or "" for a name of an earlier Ferry, which may have none."""
+    found = _DIGITS_IN_NAME.search(name)
+    return found[1] if found else ""
+
+
 def matches_name(name: str, path: Path) -> bool:
     """Returns whether a local file has the digest in ``name``, or the name has none. Raises FileNotFoundError."""
-    found = _DIGITS_IN_NAME.search(name)
-    return found is None or _digest(path).startswith(found[1])
+    return _digest(path).startswith(digest_in(name))
 
 
 def is_intact(state: State, name: str) -> bool:

@@ -15,6 +15,7 @@ from ferry.core import Checked, Confirmed, Damaged, ErrorClass, NewerVersion, Ou
 from ferry.state.old_schemas import renamed_table
 
 SCHEMA_VERSION = 6
+SORTED_BY = b"ferry_sorted_by"  # metadata of a file whose lines are sorted by this column, and have each value once
 _META = {b"ferry_schema": str(SCHEMA_VERSION).encode()}
 _S, _I = pa.string(), pa.int64()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -41,6 +42,7 @@ OUTCOME_SCHEMA = pa.schema(
     ],
     metadata=_META,
 )  # fmt: skip
+FOLD_SCHEMA = OUTCOME_SCHEMA.with_metadata({**_META, SORTED_BY: b"row_id"})
 HINT_SCHEMA = pa.schema(
     [
         ("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S),

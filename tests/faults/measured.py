@@ -19,6 +19,7 @@ from ferry.core.errors import ChunkIncomplete
 from ferry.job.model import Job
 from ferry.state import ledger, parquet
 from ferry.state.files import DirectoryState, State
+from ferry.state.ledger import connection
 from ferry.state.plan_file import read_plan
 from ferry.storage import store
 from ferry.storage.access import Access
@@ -35,7 +36,7 @@ def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
         vars(store)["ONE_PUT_BYTES"] = setup["one_put_bytes"]
     if "cores" in setup:
         vars(duckdb)["connect"] = partial(duckdb.connect, config={"threads": setup["cores"]})
-        vars(ledger)["MEMORY"] = setup["memory"]
+        vars(connection)["MEMORY"] = setup["memory"]
     if what == "fold":
         ledger.compact_ledger(state, 1)
         return {"peak_mb": peak_mb()}

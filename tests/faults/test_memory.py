@@ -23,6 +23,7 @@ from ferry.core.records import Status
 from ferry.job.model import Job
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
+from ferry.state.ledger import connection
 from ferry.storage.access import Access
 from tests.faults.amount import LONG, some
 from tests.faults.measured import write_outcomes
@@ -31,7 +32,7 @@ from tests.support import helpers
 
 ROOT = Path(__file__).parents[2]
 PLAN_MB = 1300 if LONG else 500  # of planning a million rows, of 20,000
-MEMORY = ledger.MEMORY if LONG else "150MB"  # DuckDB's part of it
+MEMORY = connection.MEMORY if LONG else "150MB"  # DuckDB's part of it
 MOVE_MB = 400
 MIB = 1024 * 1024
 pytestmark = [

@@ -82,7 +82,7 @@ def test_a_lost_ledger_is_found_before_anything_is_planned(night: Night) -> None
     """A missing ledger file stops the plan, since all rows would be copied again."""
     (ref,) = night.plan(3).chunks
     settle(night.state, ref, 1)
-    name = ledger.compact_ledger(night.state, 1)
+    (name,) = ledger.compact_ledger(night.state, 1)
     night.state.write("reports/run-000001/summary.json", encode_checked_json({"ledger": name}))
     night.plan(3)
     night.state.delete([name])

@@ -299,7 +299,7 @@ def test_which_run_a_file_is_of(name: str, run_no: int) -> None:
 
 def test_a_reader_lists_again_where_files_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader is retried for missing files up to the limit, and not for damaged ones."""
-    monkeypatch.setattr("ferry.state.ledger.time.sleep", lambda _: None)
+    monkeypatch.setattr("ferry.state.ledger.connection.time.sleep", lambda _: None)
     ends: list[Exception | int] = []
 
     def read() -> int:
@@ -366,7 +366,7 @@ def test_a_ledger_that_is_gone_is_refused_until_it_is_booked_as_lost(state: Dire
     """A missing ledger file is refused until a later fold replaces it or it is recorded as lost."""
     append_outcomes(state, [make_outcome(1)], 1, "c", 0)
     ledger.refuse_lost_ledger(state)
-    name = compact_ledger(state, 1)
+    (name,) = compact_ledger(state, 1)
     state.write("reports/run-000001/summary.json", encode_checked_json({"ledger": name}))
     ledger.refuse_lost_ledger(state)
     raw = state.read(name)

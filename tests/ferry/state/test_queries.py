@@ -158,7 +158,7 @@ def test_files_that_are_deleted_before_they_are_open_are_listed_again(
     state: DirectoryState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files that are deleted before they are open are listed again, and the block runs once."""
-    monkeypatch.setattr("ferry.state.ledger.time.sleep", lambda _: None)
+    monkeypatch.setattr("ferry.state.ledger.connection.time.sleep", lambda _: None)
     listings: list[str] = []
 
     def list_and_compact(folder: str) -> list[str]:
