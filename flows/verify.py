@@ -115,11 +115,10 @@ def run_check(
                 begin_proof(check, job)
             if sample is not None:
                 draw(check, sample, seed)
-            bounds = parts(check)
             if list_only:
-                compare_listing(check, bounds)
+                compare_listing(check)
             else:
-                for part in bounds:
+                for part in parts(check):
                     read_part(check, part)
             check.end()
             last_check = check

@@ -24,7 +24,9 @@ from ferry.reconcile import (
     Evidence,
     Sample,
     Verified,
+    beside_listing,
     compare_with_listing,
+    count_expected,
     draw_sample,
     expected_objects,
     note_verified,
@@ -219,12 +221,12 @@ def read_part(check: Verification, bounds: tuple[str, str]) -> int:
 
 
 @task(name="verify-listing", cache_policy=NO_CACHE, persist_result=False)
-def compare_listing(check: Verification, bounds: list[tuple[str, str]]) -> int:
+def compare_listing(check: Verification) -> int:
     """Compare the sizes and ETags of a complete listing. Returns how many objects were wrong."""
-    listed = {found.key: found for page in check.destination.list() for found in page}
+    check.progress.start(count_expected(check.state))
     wrong = 0
-    for part in bounds:
-        result = compare_with_listing(expected_objects(check.state, part), listed, check.run_no, check.progress)
+    for outcomes, listed in beside_listing(check.state, check.destination.list(), PART_ROWS):
+        result = compare_with_listing(outcomes, listed, check.run_no, check.progress)
         check.add(result)
         wrong += len(result.wrong)
     return wrong

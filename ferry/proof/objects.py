@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from ferry.reconcile import EVERYTHING, Reading, Sample
-from ferry.storage import ObjectInfo
 
 if TYPE_CHECKING:
     import duckdb
 
 LINES = 50_000  # in memory at a time
-_LISTED = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string()), ("modified", pa.string())])
 
 
 class Readings:
@@ -93,33 +89,6 @@ def count_confirmed(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """Returns the number of rows of `done` by their evidence."""
     found = dict(con.execute("SELECT confirmed, count(*) FROM done GROUP BY 1").fetchall())
     return {kind: found.get(kind, 0) for kind in ("digest", "read_back", "size")}
-
-
-def load_listing(con: duckdb.DuckDBPyConnection, pages: Iterable[Sequence[ObjectInfo]]) -> None:
-    """Creates `listed`, with the objects of a complete listing of the destination."""
-    con.execute("CREATE TABLE listed (key VARCHAR, size BIGINT, etag VARCHAR, modified VARCHAR)")
-    for batch in _batches(pages):
-        con.register("page", batch)
-        con.execute("INSERT INTO listed SELECT * FROM page")
-        con.unregister("page")
-
-
-def _batches(pages: Iterable[Sequence[ObjectInfo]]) -> Iterator[pa.Table]:
-    lines: list[tuple[Any, ...]] = []
-    for page in pages:
-        lines += [(o.key, o.size, o.etag, o.last_modified.isoformat() if o.last_modified else None) for o in page]
-        if len(lines) >= LINES:
-            yield _table(lines)
-            lines = []
-    if lines:
-        yield _table(lines)
-
-
-def _table(lines: Sequence[tuple[Any, ...]]) -> pa.Table:
-    return pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(zip(*lines, strict=True), _LISTED, strict=True)],
-        schema=_LISTED,
-    )
 
 
 def compare_listing(con: duckdb.DuckDBPyConnection) -> dict[str, int]:

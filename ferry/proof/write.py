@@ -18,7 +18,7 @@ from ferry.core import Fatal, ObjectError, UserError, disk_error, short
 from ferry.job import Job
 from ferry.proof import bag, document, objects, origin, page
 from ferry.proof.document import Verification
-from ferry.reconcile import Sample
+from ferry.reconcile import Sample, load_listing
 from ferry.state import (
     FAILURE_COLUMNS,
     FailureFilter,
@@ -106,7 +106,7 @@ def _folder(spool_dir: Path) -> Iterator[Path]:
 def _compare_listing(con: duckdb.DuckDBPyConnection, folder: Path, pages: Pages) -> dict[str, Any]:
     """Lists the destination, writes the objects that no row has, and returns the numbers, or why listing failed."""
     try:
-        objects.load_listing(con, pages())
+        load_listing(con, pages())
     except (ObjectError, UserError, Fatal) as error:
         return {"refused": str(error)}
     return {

@@ -1,6 +1,7 @@
 """The steps after the last chunk: fold and count the ledger, verify the destination, prune removed copies."""
 
 from ferry.reconcile.finish import finish_run
+from ferry.reconcile.listing import beside_listing, load_listing
 from ferry.reconcile.prune import PruneResult, prune_removed
 from ferry.reconcile.verify import (
     EVERYTHING,
@@ -10,6 +11,7 @@ from ferry.reconcile.verify import (
     Verified,
     check_choice,
     compare_with_listing,
+    count_expected,
     draw_sample,
     expected_objects,
     note_verified,
@@ -25,11 +27,14 @@ __all__ = [
     "Reading",
     "Sample",
     "Verified",
+    "beside_listing",
     "check_choice",
     "compare_with_listing",
+    "count_expected",
     "draw_sample",
     "expected_objects",
     "finish_run",
+    "load_listing",
     "note_verified",
     "prune_removed",
     "read_back",

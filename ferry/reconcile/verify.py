@@ -150,6 +150,13 @@ def draw_sample(state: State, sample: str | int, seed: int | None = None) -> Sam
     return Sample(seed, last[0] if last else "", rows)
 
 
+def count_expected(state: State) -> int:
+    """Returns the number of rows that should have an object."""
+    with folded_ledger(state) as con:
+        rows = con.execute(f"SELECT count(*) FROM latest l SEMI JOIN manifest USING (row_id) WHERE {SHOULD_EXIST}")
+        return int(rows.fetchall()[0][0])
+
+
 def verify_parts(state: State, rows_each: int, sample: Sample = EVERYTHING) -> tuple[int, list[tuple[str, str]]]:
     """Returns the number of rows to verify, and ranges ``(from, below)`` of row_id with about ``rows_each`` of them."""
     with folded_ledger(state) as con:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ferry.core.memory_budget import Budget
 from ferry.core.progress import Progress
 from ferry.core.records import Confirmed, ErrorClass, Outcome, Reason, Status
 from ferry.job.model import Job
-from ferry.reconcile import verify
+from ferry.reconcile import beside_listing, verify
 from ferry.reconcile.verify import Evidence
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
@@ -120,13 +120,16 @@ def damage(s3: S3Server, bucket: str) -> None:
 
 def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.Verified:
     whole = verify.Verified(0, 0, 0, 0, [])
-    listed = {found.key: found for page in store.list() for found in page}
-    for part, bounds in enumerate(verify.verify_parts(state, 2)[1]):
-        outcomes = verify.expected_objects(state, bounds)
-        if how == "read":
-            result = asyncio.run(verify.read_back(store, outcomes, run_no, Progress()))
-        else:
-            result = verify.compare_with_listing(outcomes, listed, run_no, Progress())
+
+    def results() -> Iterator[verify.Verified]:
+        if how == "list":
+            for outcomes, listed in beside_listing(state, store.list(), 2):
+                yield verify.compare_with_listing(outcomes, listed, run_no, Progress())
+            return
+        for bounds in verify.verify_parts(state, 2)[1]:
+            yield asyncio.run(verify.read_back(store, verify.expected_objects(state, bounds), run_no, Progress()))
+
+    for part, result in enumerate(results()):
         verify.note_verified(state, result, run_no, part)
         whole.checked += result.checked
         whole.missing += result.missing
