@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import duckdb
 
 
+T = TypeVar("T")
+FOUND_AT_ONCE = 200_000  # listed objects that are compared with the keys to do at once
+_FOUND = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
 MAX_HEADS = 500  # with more rows to do, the destination is listed instead
 
 
@@ -60,16 +63,35 @@ def find_existing(
     existing objects are found, as text. Raises Fatal when the destination cannot be listed at present. With ``dry``
     nothing is listed or written.
     """
+    (selected,) = con.execute("SELECT count(*) FROM selected").fetchall()[0]
+    how, text = how_to_find(job.on_existing, selected + pending)
     if dry:
-        (rows,) = con.execute("SELECT count(*) FROM selected").fetchall()[0]
-        return chunks, how_to_find(job.on_existing, rows + pending)[1]
-    unfinished = [chunk for chunk in chunks if chunk.done < chunk.rows]
+        return chunks, text
+    to_do = {chunk.digest: chunk for chunk in chunks if chunk.done < chunk.rows}
+    hints: dict[str, str] = {}
+    (rechecks,) = con.execute("SELECT count(*) FROM revalidations").fetchall()[0]
+    # else there is nothing to say of single rows, such as in the first plan of a job that overwrites
+    if how == "listed" or rechecks or job.dedupe or any(chunk.done for chunk in to_do.values()):
+        how, text, hints = _look(con, state, job, access, list(to_do.values()), how, text)
+    return [
+        with_hints(chunk, chunk.done, how, hints.get(chunk.digest, "")) if chunk.digest in to_do else chunk
+        for chunk in chunks
+    ], text
+
+
+def _look(
+    con: duckdb.DuckDBPyConnection,
+    state: State,
+    job: Job,
+    access: Access,
+    unfinished: Sequence[ChunkRef],
+    how: Existing,
+    text: str,
+) -> tuple[Existing, str, dict[str, str]]:
     load_held(con, state, unfinished)
     columns = f"h.chunk, h.row_id, m.key, m.deferred_key, {DONE} AS done"
     con.execute(f"CREATE OR REPLACE TABLE open_rows AS SELECT {columns} {HELD_JOINED}")
-    (rows,) = con.execute("SELECT count(*) FROM open_rows WHERE NOT done").fetchall()[0]
     con.execute("CREATE TABLE existing (key VARCHAR, size BIGINT, etag VARCHAR)")
-    how, text = how_to_find(job.on_existing, rows)
     if how == "listed":
         try:
             text += f": {_list(con, state, job, access):,} of the keys to do exist"
@@ -82,12 +104,7 @@ def find_existing(
             how = "head"
             text = f"found by a HEAD for each row, since the destination cannot be listed ({error.message})"
     _find_equal_copies(con, job)
-    hints = _write_hints(con, state)
-    to_do = {chunk.digest for chunk in unfinished}
-    return [
-        with_hints(chunk, chunk.done, how, hints.get(chunk.digest, "")) if chunk.digest in to_do else chunk
-        for chunk in chunks
-    ], text
+    return how, text, _write_hints(con, state)
 
 
 def delete_old_hints(state: State, chunks: Sequence[ChunkRef]) -> None:
@@ -112,18 +129,22 @@ def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access
     """Fills `existing` with the keys to do that exist at the destination, and returns their number."""
     store = open_store(job.destination.uri, access, state.spool_dir, create=True)
     con.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM open_rows WHERE NOT done AND NOT deferred_key")
-    keys = [key for (key,) in con.execute("SELECT key FROM wanted ORDER BY key").fetchall()]
-    for page in existing_pages(store, keys):
-        columns = {
-            "key": pa.array([found.key for found in page], pa.string()),
-            "size": pa.array([found.size for found in page], pa.int64()),
-            "etag": pa.array([found.etag for found in page], pa.string()),
-        }
-        con.register("page", pa.table(columns))
-        con.execute("INSERT INTO existing SELECT page.* FROM page SEMI JOIN wanted USING (key)")
-        con.unregister("page")
+    lines = ((found.key, found.size, found.etag) for page in existing_pages(store, _sorted_keys(con)) for found in page)
+    for part in _batched(lines, FOUND_AT_ONCE):  # each one is compared with all keys
+        columns = zip(*part, strict=True)
+        con.register("found", pa.table([pa.array(c, f.type) for c, f in zip(columns, _FOUND, strict=True)], _FOUND))
+        con.execute("INSERT INTO existing SELECT found.* FROM found SEMI JOIN wanted USING (key)")
+        con.unregister("found")
     (count,) = con.execute("SELECT count(DISTINCT key) FROM existing").fetchall()[0]
     return int(count)
+
+
+def _sorted_keys(con: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    """Yields the keys in `wanted` in their order, while ``con`` serves other queries."""
+    with con.cursor() as reading:
+        reading.execute("SELECT key FROM wanted ORDER BY key")
+        while keys := reading.fetchmany(KEYS_PER_RANGE):
+            yield from (key for (key,) in keys)
 
 
 def _find_equal_copies(con: duckdb.DuckDBPyConnection, job: Job) -> None:
@@ -211,20 +232,22 @@ def marker_before(key: str) -> str | None:
     return key[:-1].rstrip("/") or None
 
 
-def key_ranges(keys: Sequence[str], per_range: int = KEYS_PER_RANGE) -> list[tuple[str | None, str | None]]:
-    """Divides sorted keys into ranges ``(start_after, end)``; ``end`` is exclusive, and None for the last range.
+def key_ranges(keys: Iterable[str], per_range: int = KEYS_PER_RANGE) -> Iterator[tuple[str | None, list[str]]]:
+    """Divides sorted keys into ranges, and yields of each the marker from which a listing finds its keys, and these.
 
-    Together the ranges cover every key from the first to the last. The part between a marker and the first key of its
-    range may be covered twice.
+    The part between a marker and the first key of its range may be covered twice.
     """
-    if not keys:
-        return []
-    starts = list(dict.fromkeys(keys[i] for i in range(0, len(keys), per_range)))
-    edges: list[str | None] = [*starts, None]
-    return [(marker_before(start) if start else None, end) for start, end in pairwise(edges) if start is not None]
+    for part in _batched(keys, per_range):
+        yield marker_before(part[0]), part
 
 
-def existing_pages(store: Store, keys: Sequence[str]) -> Iterator[list[ObjectInfo]]:
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def existing_pages(store: Store, keys: Iterable[str]) -> Iterator[list[ObjectInfo]]:
     """Yields the objects at the destination that have one of ``keys`` (sorted), some of them twice, and maybe others.
 
     Ranges are listed in parallel only in a store that lists in the byte order of keys, as S3 does. SeaweedFS lists
@@ -234,21 +257,22 @@ def existing_pages(store: Store, keys: Sequence[str]) -> Iterator[list[ObjectInf
         yield from store.list()
         return
 
-    def is_wanted(key: str) -> bool:  # a set would need as much memory again
-        at = bisect_left(keys, key)
-        return at < len(keys) and keys[at] == key
-
-    def list_range(bounds: tuple[str | None, str | None]) -> list[ObjectInfo]:
-        start_after, end = bounds
-        found = []
+    def list_range(start_after: str | None, wanted: list[str]) -> list[ObjectInfo]:
+        found, keys = [], frozenset(wanted)
         for page in store.list(start_after=start_after):
-            found += [each for each in page if is_wanted(each.key) and (end is None or each.key < end)]
-            if page and (page[-1].key > keys[-1] or (end is not None and page[-1].key >= end)):
+            found += [each for each in page if each.key in keys]
+            if page and page[-1].key >= wanted[-1]:
                 break
         return found
 
     pool = ThreadPoolExecutor(RANGES_AT_ONCE)
     try:
-        yield from pool.map(list_range, key_ranges(keys))
+        listed: deque[Future[list[ObjectInfo]]] = deque()
+        for part in key_ranges(keys):
+            listed.append(pool.submit(list_range, *part))
+            if len(listed) == RANGES_AT_ONCE:
+                yield listed.popleft().result()
+        while listed:
+            yield listed.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

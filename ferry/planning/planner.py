@@ -117,7 +117,7 @@ class Planner:
         about = loaded.about if self.options.dry else self._keep_manifest(loaded, earlier)
         chunks, todo = self._decide(earlier)
         seen = preview(self.con, self.job) if self.options.dry else Preview()
-        run_chunks, plan_chunks, how_found = self._write_chunks(chunks, counts, todo.pending, earlier)
+        run_chunks, plan_chunks, how_found = self._write_chunks(chunks, counts, earlier)
         if not self.options.dry:
             self._commit(about, counts, run_chunks, plan_chunks, earlier)
         folder = self.options.sample_folder
@@ -185,7 +185,7 @@ class Planner:
         return chunks, _Todo(rows, selected, pending, permanent_failures)
 
     def _write_chunks(
-        self, chunks: Sequence[ChunkRef], counts: ProblemCounts, pending: int, earlier: _Earlier
+        self, chunks: Sequence[ChunkRef], counts: ProblemCounts, earlier: _Earlier
     ) -> tuple[list[ChunkRef], list[ChunkRef], str]:
         """Writes `selected` to chunk files. Returns the chunks of the run and of the plan, and how objects are found.
 
@@ -198,6 +198,7 @@ class Planner:
         write = partial(chunk_files.write_chunks, self.con, self.state, run_no, chunk_rows, base=base, dedupe=dedupe)
         new = [] if dry else write()
         kept = chunk_files.without(chunks, new)
+        pending = sum(chunk.rows - chunk.done for chunk in kept) if self._plain else 0
         run_chunks, how_found = find_existing(
             self.con, self.state, self.job, self.access.destination, [*kept, *new] if self._plain else new, pending,
             dry=dry,

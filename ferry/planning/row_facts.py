@@ -105,7 +105,8 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
 def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *, delta: bool) -> None:
     """Fills `todo` with the rows for new chunks and their reasons, and `revalidations` with how copies are rechecked.
 
-    ``classes`` are the error classes that the mode `retry` takes; empty takes all.
+    `revalidations` has only rows of `todo`, and pending rows of listed chunks. ``classes`` are the error classes that
+    the mode `retry` takes; empty takes all.
     """
     names = (*LEDGER_FACTS, *COPY_FACTS)
     columns = ", ".join(names)
@@ -140,6 +141,9 @@ def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *
         "CREATE TABLE todo AS SELECT row_id, row_no, reason, coalesce(attempt, 0) + 1 AS attempt, consecutive_failures "
         "FROM decided WHERE reason IS NOT NULL"
     )
-    con.execute("CREATE TABLE revalidations AS SELECT row_id, revalidate FROM decided WHERE revalidate IS NOT NULL")
+    con.execute(
+        "CREATE TABLE revalidations AS SELECT row_id, revalidate FROM decided "
+        "WHERE revalidate IS NOT NULL AND (reason IS NOT NULL OR held)"
+    )
     for name in ("retry_rules", "cases", "decisions", "decided"):  # writing chunks needs their memory
         con.execute(f"DROP TABLE {name}")

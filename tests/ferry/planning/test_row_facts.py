@@ -280,9 +280,9 @@ def test_whether_a_failed_row_is_due(known: dict[str, Any], due: bool, planning:
     ("row", "known", "delta", "todo", "looks"),
     [
         ({}, None, True, [("new", 1, 0)], []),
-        ({}, {}, False, [], ["head"]),
+        ({}, {}, False, [], []),
         ({}, {}, True, [("revalidate", 2, 0)], ["head"]),
-        ({"md5": MD5}, {"md5": MD5}, True, [], ["skip"]),
+        ({"md5": MD5}, {"md5": MD5}, True, [], []),
         ({"md5": MD5}, {"md5": OTHER}, True, [("changed", 2, 0)], ["get"]),
         ({}, {**FAILED, "attempt": 4, "consecutive_failures": 1}, True, [("retry", 5, 1)], []),
         ({}, {**FAILED, "attempt": 4, "consecutive_failures": 9}, True, [], []),
@@ -303,7 +303,7 @@ def test_what_is_to_do(
     looks: list[str],
     planning: Planning,
 ) -> None:
-    """Rows to do have the reason and recheck of the rules, and large tables are dropped afterwards."""
+    """Rows to do have the reason and recheck of the rules, the others have none; large tables are dropped."""
     if known is not None:
         known = {"settings_digest": make_job(mode="delta", **RETRY).settings_digest(), **known}
     planning.put(row, known, **RETRY)
