@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from ferry.core import UserError
+from ferry.planning.contenders import hash_conditions
+from ferry.planning.spooled import Spooled
 from ferry.state import CHUNK_SCHEMA, ChunkRef, State, digest_of, to_bytes, with_schema
 
 if TYPE_CHECKING:
@@ -22,15 +25,15 @@ SORTED_ROWS = 1_000_000  # rows of the manifest that are sorted at once
 # - the row was removed from the manifest, is unusable, or is a duplicate or a collision
 # - the manifest describes the row differently since
 # - a newer chunk has the row
-DONE = """(l.row_id IS NOT NULL OR m.row_id IS NULL OR m.error_class IS NOT NULL OR p.row_id IS NOT NULL OR h.stale
+DONE = """(l.row_id IS NOT NULL OR m.row_id IS NULL OR m.error_class IS NOT NULL OR p.row_no IS NOT NULL OR h.stale
            OR NOT h.newest)"""
 HELD_JOINED = """
     FROM (
         SELECT *, row_number() OVER (PARTITION BY row_id ORDER BY stale, attempt DESC, position DESC) = 1 AS newest
         FROM held
     ) h
-    LEFT JOIN manifest m ON m.row_id = h.row_id
-    LEFT JOIN problems p ON p.row_id = h.row_id
+    LEFT JOIN manifest_rows m ON m.row_id = h.row_id
+    LEFT JOIN problems p ON p.row_no = m.row_no
     LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt
 """
 
@@ -42,64 +45,110 @@ _STALE = "m.row_id IS NOT NULL AND (" + " OR ".join(
 ) + ")"  # fmt: skip
 
 
-def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
-    """Fills `held`: each row of these chunks with its chunk, the chunk's position in the list, and the attempt.
-
-    A row is ``stale`` if the manifest has another size, digest, ETag, type or other further addresses than when the
-    chunk was written. Raises UserError for a chunk file that is missing or damaged.
-    """
-    import duckdb
-
-    con.execute(
-        "CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, position INTEGER, stale BOOLEAN)"
-    )
+def position_chunks(con: duckdb.DuckDBPyConnection, chunks: Sequence[ChunkRef]) -> None:
+    """Fills `chunk_positions` with the digest of each of these chunks and its position in the list."""
     digests = [chunk.digest for chunk in chunks]
     con.execute(
         "CREATE OR REPLACE TABLE chunk_positions AS "
         "SELECT unnest(?::VARCHAR[]) AS chunk, unnest(range(?))::INTEGER AS position",
         [digests, len(digests)],
     )
-    for start in range(0, len(chunks), FILES_PER_STATEMENT):
-        try:
-            paths = [str(state.local(chunk.uri)) for chunk in chunks[start : start + FILES_PER_STATEMENT]]
-            con.execute(
-                f"""
-                INSERT INTO held
-                SELECT c.row_id, c.attempt, p.chunk, p.position, {_STALE}
-                FROM (
-                    -- files before schema 5 lack the column
-                    SELECT NULL::VARCHAR[] AS alternatives WHERE false UNION ALL BY NAME
-                    SELECT * FROM read_parquet(?, filename = true, union_by_name = true)
-                ) c
-                     JOIN chunk_positions p ON p.chunk = parse_filename(c.filename, true)
-                     LEFT JOIN manifest m ON m.row_id = c.row_id
-                """,
-                [paths],
-            )
-        except (duckdb.Error, FileNotFoundError) as exc:
-            raise UserError(
-                f"a chunk file of the plan is missing or damaged ({str(exc).splitlines()[0]}). "
-                "Run the job again: the next plan writes its rows to new chunks"
-            ) from None
 
 
-def load_begun(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
+def read_chunks(state: State, chunks: Sequence[ChunkRef], at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields queries, with their parameters, for the rows of these chunks, each one for about ``at_once`` of them.
+
+    The result has what `held` and a comparison with the manifest need.
+    """
+    for part in grouped(chunks, at_once):
+        paths = [str(state.local(chunk.uri)) for chunk in part]
+        yield (
+            """
+            SELECT c.row_id, c.attempt, p.position, c.size, c.md5, c.sha256, c.etag, c.content_type, c.alternatives
+            FROM (
+                -- files before schema 5 lack the column
+                SELECT NULL::VARCHAR[] AS alternatives WHERE false UNION ALL BY NAME
+                SELECT * FROM read_parquet($paths, filename = true, union_by_name = true)
+            ) c JOIN chunk_positions p ON p.chunk = parse_filename(c.filename, true)
+            """,
+            {"paths": paths},
+        )
+
+
+def grouped(chunks: Sequence[ChunkRef], at_once: int) -> Iterator[list[ChunkRef]]:
+    """Yields the chunks in lists of at most FILES_PER_STATEMENT, and of at most ``at_once`` rows or one chunk."""
+    part: list[ChunkRef] = []
+    rows = 0
+    for chunk in chunks:
+        if part and (len(part) == FILES_PER_STATEMENT or rows + chunk.rows > at_once):
+            yield part
+            part, rows = [], 0
+        part.append(chunk)
+        rows += chunk.rows
+    if part:
+        yield part
+
+
+@contextlib.contextmanager
+def refuse_damaged_chunks() -> Iterator[None]:
+    """Raises UserError for a chunk file that is missing or damaged."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise
+    except (duckdb.Error, FileNotFoundError) as exc:
+        raise UserError(
+            f"a chunk file of the plan is missing or damaged ({str(exc).splitlines()[0]}). "
+            "Run the job again: the next plan writes its rows to new chunks"
+        ) from None
+
+
+def fill_held(con: duckdb.DuckDBPyConnection, queries: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Fills `held`: each row of these queries (:func:`read_chunks`) with its attempt and its chunk's position.
+
+    A row is ``stale`` if `manifest_rows` has another size, digest, ETag, type or other further addresses than when the
+    chunk was written.
+    """
+    con.execute("CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, position INTEGER, stale BOOLEAN)")
+    for sql, given in queries:
+        con.execute(
+            f"INSERT INTO held SELECT c.row_id, c.attempt, c.position, {_STALE} FROM ({sql}) c "
+            "LEFT JOIN manifest_rows m ON m.row_id = c.row_id",
+            given,
+        )
+
+
+def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
+    """Fills `chunk_positions`, and `held` with all rows of these chunks. Raises UserError as refuse_damaged_chunks."""
+    position_chunks(con, chunks)
+    with refuse_damaged_chunks():
+        fill_held(con, read_chunks(state, chunks, SORTED_ROWS))
+
+
+def load_begun(
+    con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef], parts: Iterable[object] = (None,)
+) -> None:
     """Fills `begun`: rows that were removed from the manifest, and whose chunk has an attempt without an outcome.
 
-    A killed run may have transferred them, and written their keys.
+    A killed run may have transferred them, and written their keys. ``parts`` fills `manifest_rows`, `latest` and `held`
+    with one part of the rows after the other.
     """
-    con.execute("""
-        CREATE TABLE unrecorded AS SELECT h.row_id, h.chunk FROM held h ANTI JOIN manifest m USING (row_id)
-        LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt WHERE l.row_id IS NULL
-    """)
     con.execute("CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)")
-    refs = {chunk.digest: chunk for chunk in chunks}
-    for (digest,) in con.execute("SELECT DISTINCT chunk FROM unrecorded").fetchall():
+    con.execute("CREATE OR REPLACE TABLE lost (row_id VARCHAR, position INTEGER)")
+    for _ in parts if chunks else ():
+        con.execute("""
+            INSERT INTO lost SELECT h.row_id, h.position FROM held h ANTI JOIN manifest_rows m USING (row_id)
+            LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt WHERE l.row_id IS NULL
+        """)
+    for (position,) in con.execute("SELECT DISTINCT position FROM lost").fetchall():
         con.execute(
             "INSERT INTO begun SELECT c.row_id, c.key, ? FROM read_parquet(?) c "
-            "JOIN unrecorded u ON u.row_id = c.row_id AND u.chunk = ?",
-            [refs[digest].run_no, str(state.local(refs[digest].uri)), digest],
+            "JOIN lost u ON u.row_id = c.row_id AND u.position = ?",
+            [chunks[position].run_no, str(state.local(chunks[position].uri)), position],
         )
+    con.execute("DROP TABLE lost")
 
 
 def without(kept: Sequence[ChunkRef], new: Sequence[ChunkRef]) -> list[ChunkRef]:
@@ -116,81 +165,110 @@ def select_rows(
     ``limit`` counts the ``pending`` rows of earlier chunks first, then new rows, then the others: the first ones of the
     manifest, or ``at_random`` those with the smallest row IDs, which are digests.
     """
-    order = "row_id" if at_random else "row_no"
+    order = "drawn" if at_random else "row_no"
     first_rows = "" if limit is None else f"ORDER BY reason <> 'new', {order} LIMIT {max(0, limit - pending)}"
-    con.execute(f"CREATE TABLE selected AS SELECT * FROM todo {first_rows}")
-    return dict(con.execute("SELECT reason, count(*) FROM selected GROUP BY 1 ORDER BY 1").fetchall())
+    con.execute(f"CREATE TABLE selected AS SELECT * EXCLUDE (drawn) FROM todo {first_rows}")
+    return dict(con.execute("SELECT reason::VARCHAR, count(*) FROM selected GROUP BY 1 ORDER BY 1").fetchall())
 
 
 def write_chunks(
-    con: duckdb.DuckDBPyConnection, state: State, run_no: int, chunk_rows: int, *, base: bool, dedupe: bool = False
+    con: duckdb.DuckDBPyConnection,
+    state: State,
+    run_no: int,
+    chunk_rows: int,
+    *,
+    base: bool,
+    dedupe: bool = False,
+    record_from: int | None = None,
+    at_once: int = SORTED_ROWS,
 ) -> list[ChunkRef]:
     """Writes `selected` as chunk files in the manifest's order, and returns their references.
 
     New rows and others go to separate chunks; those of new rows are base chunks if ``base``. With ``dedupe`` a row
-    whose digest an earlier row has by the manifest comes after that row, so that mostly one chunk has both.
+    whose digest an earlier row has by the manifest comes after that row, so that mostly one chunk has both. The rows of
+    the chunks are added to `open_rows`, if ``record_from`` is the position of the first one there.
     """
     chunks: list[ChunkRef] = []
-    if dedupe:
-        _move(con)
     of_new: Literal["base", "retry"] = "base" if base else "retry"
     kinds: tuple[tuple[Literal["base", "retry"], str], ...] = ((of_new, "= 'new'"), ("retry", "<> 'new'"))
-    for kind, condition in kinds:
-        batches = _in_order(con, condition, chunk_rows, dedupe=dedupe)
-        chunks += [_write(state, table, kind, run_no) for table in regrouped(batches, chunk_rows)]
+    moved = Spooled(con, "moved", "place")
+    try:
+        if dedupe:
+            _move(con, moved, at_once)
+        for kind, condition in kinds:
+            for table in regrouped(_in_order(con, condition, chunk_rows, moved, at_once), chunk_rows):
+                if record_from is not None:
+                    _record(con, table, record_from + len(chunks))
+                chunks.append(_write(state, table.drop_columns(["row_no"]), kind, run_no))
+    finally:
+        moved.close()
     return chunks
 
 
+def _record(con: duckdb.DuckDBPyConnection, table: pa.Table, position: int) -> None:
+    with con.cursor() as other:  # ``con`` is reading the rows
+        other.register("written", table.select(["row_no"]))
+        other.execute("INSERT INTO open_rows SELECT ?, row_no FROM written", [position])
+
+
 _COLUMNS = """m.row_id, m.source, m.key, m.deferred_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
-              m.last_modified, m.id, s.reason, s.attempt, s.consecutive_failures, m.alternatives,
-              m.storage_class"""
+              m.last_modified, m.id, s.reason::VARCHAR AS reason, s.attempt::BIGINT AS attempt,
+              s.consecutive_failures::BIGINT AS consecutive_failures, m.alternatives, m.storage_class, m.row_no"""
 
 
-def _move(con: duckdb.DuckDBPyConnection) -> None:
-    """Fills `moved`: rows with the digest of an earlier row of the same kind of chunk, and its number as ``place``.
+def _move(con: duckdb.DuckDBPyConnection, moved: Spooled, at_once: int) -> None:
+    """Fills `moved_rows`: rows with the digest of an earlier row of the same kind of chunk, whose number is ``place``.
 
-    The digests are compared by a hash, which takes less memory. Two that differ may only make rows move needlessly.
+    ``moved`` gets what their chunk has of them. The digests are compared by a hash, which takes less memory. Two that
+    differ may only make rows move needlessly.
     """
-    con.execute(f"""
-        CREATE OR REPLACE TABLE moved AS
-        WITH digests AS (
-            SELECT s.row_id, s.row_no, s.reason = 'new' AS is_new, hash(coalesce(m.sha256, m.md5)) AS digest
-            FROM selected s JOIN manifest m ON m.row_id = s.row_id
-            WHERE coalesce(m.sha256, m.md5) IS NOT NULL
-        ), places AS (
-            SELECT digest, is_new, min(row_no) AS place FROM digests GROUP BY ALL HAVING count(*) > 1
-        )
-        SELECT {_COLUMNS}, p.place, s.row_no
-        FROM digests d JOIN places p ON p.digest = d.digest AND p.is_new = d.is_new AND p.place < d.row_no
-             JOIN selected s ON s.row_id = d.row_id JOIN manifest m ON m.row_id = d.row_id
+    con.execute("""
+        CREATE OR REPLACE TABLE moved_rows (row_no BIGINT, place BIGINT);
+        CREATE OR REPLACE TABLE digests AS
+        SELECT row_no, hash(coalesce(m.sha256, m.md5), s.reason = 'new') AS hash
+        FROM selected s JOIN manifest m USING (row_no) WHERE coalesce(m.sha256, m.md5) IS NOT NULL
     """)
+    for condition in hash_conditions(con, "digests", "hash", at_once):
+        con.execute(f"""
+            INSERT INTO moved_rows
+            WITH part AS (FROM digests WHERE {condition}),
+            places AS (SELECT hash, min(row_no) AS place FROM part GROUP BY 1 HAVING count(*) > 1)
+            SELECT row_no, place FROM part JOIN places USING (hash) WHERE place < row_no
+        """)
+    con.execute("DROP TABLE digests")
+    for span in _spans(con, "moved_rows", "true", at_once):
+        moved.add(
+            f"SELECT {_COLUMNS}, o.place FROM manifest m JOIN moved_rows o ON o.row_no = m.row_no "
+            f"JOIN selected s ON s.row_no = m.row_no WHERE m.row_no {span}"
+        )
+
+
+def _spans(con: duckdb.DuckDBPyConnection, table: str, condition: str, at_once: int) -> list[str]:
+    """Returns conditions on the row numbers in a table, for ``at_once`` rows of the manifest each."""
+    first, last = con.execute(f"SELECT min(row_no), max(row_no) FROM {table} WHERE {condition}").fetchall()[0]
+    starts = range(first, last + 1, at_once) if first is not None else ()
+    return [f"BETWEEN {start} AND {start + at_once - 1}" for start in starts]
 
 
 def _in_order(
-    con: duckdb.DuckDBPyConnection, condition: str, batch_rows: int, *, dedupe: bool
+    con: duckdb.DuckDBPyConnection, condition: str, batch_rows: int, moved: Spooled, at_once: int
 ) -> Iterator[pa.RecordBatch]:
     """Yields the rows of `selected` whose reason meets ``condition``, in the manifest's order.
 
-    It sorts SORTED_ROWS at a time: sorting all rows of a long manifest needs more memory than the limit. Looking for
-    rows that were moved takes memory, too, and so only a job with ``dedupe`` does.
+    It sorts ``at_once`` rows at a time: sorting all rows of a long manifest needs more memory than the limit. A row
+    that was moved is sorted with the row that it comes after.
     """
-    not_moved, moved = ("", "")
-    if dedupe:
-        not_moved = "AND m.row_id NOT IN (SELECT row_id FROM moved)"
-        moved = "UNION ALL FROM moved WHERE place BETWEEN $start AND $end"
-    first, last = con.execute(f"SELECT min(row_no), max(row_no) FROM selected WHERE reason {condition}").fetchall()[0]
-    if first is None:
-        return
-    for start in range(first, last + 1, SORTED_ROWS):
+    for span in _spans(con, "selected", f"reason {condition}", at_once):
+        not_moved = "AND m.row_no NOT IN (SELECT row_no FROM moved_rows)" if moved else ""
+        with_moved = f"UNION ALL BY NAME FROM {moved.sql()} WHERE place {span}" if moved else ""
         reader: Any = con.sql(
             f"""
-            SELECT * EXCLUDE (place, row_no) FROM (
-                SELECT {_COLUMNS}, m.row_no AS place, m.row_no FROM manifest m JOIN selected s ON s.row_id = m.row_id
-                WHERE m.row_no BETWEEN $start AND $end AND s.row_no BETWEEN $start AND $end {not_moved}
-                {moved}
+            SELECT * EXCLUDE (place) FROM (
+                SELECT {_COLUMNS}, m.row_no AS place FROM manifest m JOIN selected s ON s.row_no = m.row_no
+                WHERE m.row_no {span} AND s.row_no {span} {not_moved}
+                {with_moved}
             ) WHERE reason {condition} ORDER BY place, row_no
-            """,
-            params={"start": start, "end": start + SORTED_ROWS - 1},
+            """
         ).to_arrow_reader(batch_rows)
         yield from reader
 

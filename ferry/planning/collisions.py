@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ferry.core import ErrorClass, Outcome, Reason, Status, UserError, redact, short
+from ferry.planning.contenders import (
+    HASHES_AT_ONCE,
+    NAMED_BY_DIGEST,
+    find_contenders,
+    find_repeated,
+    hash_conditions,
+)
 from ferry.state import State, append_outcomes
 from ferry.storage import FoldedName
 
@@ -23,7 +30,7 @@ _HAS_ONE_BODY = "(count(sha256) = count(*) OR count(md5) = count(*)) AND " + " A
 )
 # The row shares the object of another row, and the manifest does not say any more that their bytes are equal: either of
 # the rows may change, so only the other one may have the key.
-_NO_LONGER_SHARED = "(coalesce(l.copy_of = m.key, false) AND m.key NOT IN ({equal}))"
+_NO_LONGER_SHARED = "(coalesce(l.copy_of = m.key, false) AND m.key NOT IN (SELECT key FROM equal))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +48,43 @@ class ProblemCounts:
         return self.rows - self.unusable - self.duplicates
 
 
-def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
+# Rows that have a copy, or may have written their key.
+_TRIED = f"""(status IN ('copied', 'unchanged', 'pending', 'removed') OR (status = 'failed' AND chunk <> ''
+             AND (attempt > 1 OR error_class IN {MAY_HAVE_WRITTEN})))"""
+
+
+def find_superseded(
+    con: duckdb.DuckDBPyConnection, ledger: Iterable[object] = (None,), at_once: int = HASHES_AT_ONCE
+) -> None:
     """Fills `superseded`: rows that have a copy by the ledger, but whose key another row has written since.
 
     The other row also counts if its object was deleted or found wrong since. So does a row whose last try failed, or
     has no outcome, since it may have written the key. The other row may have been removed from the manifest. A row is
-    not superseded if both rows have a copy with the same bytes.
+    not superseded if both rows have a copy with the same bytes. ``ledger`` fills `latest` with one part of the ledger
+    after the other.
     """
-    con.execute(f"""
+    con.execute("CREATE TABLE tried_keys AS SELECT hash(key) AS hash FROM begun")
+    for _ in ledger:
+        con.execute(f"INSERT INTO tried_keys SELECT hash(key) FROM latest WHERE {_TRIED}")
+    find_repeated(con, "tried_keys", "hash", at_once)
+    con.execute("""
+        DROP TABLE tried_keys;
+        CREATE TABLE tried AS
+        SELECT row_id, key, NULL::VARCHAR AS sha256, NULL::VARCHAR AS md5, run_no,
+               'infinity'::TIMESTAMPTZ AS recorded_at, false AS has_copy
+        FROM begun WHERE hash(key) IN (FROM repeated)
+    """)
+    if con.execute("SELECT 1 FROM repeated LIMIT 1").fetchall():
+        for _ in ledger:
+            con.execute(f"""
+                INSERT INTO tried
+                SELECT row_id, key, sha256, md5, run_no, recorded_at, status IN ('copied', 'unchanged')
+                       OR (status = 'failed' AND dest_etag IS NOT NULL)
+                FROM latest WHERE {_TRIED} AND hash(key) IN (FROM repeated)
+            """)
+    con.execute("""
         CREATE TABLE superseded AS
-        WITH tried AS (SELECT row_id, key, sha256, md5, run_no, recorded_at, status IN ('copied', 'unchanged')
-                              OR (status = 'failed' AND dest_etag IS NOT NULL) AS has_copy
-                       FROM latest WHERE status IN ('copied', 'unchanged', 'pending', 'removed') OR (status = 'failed'
-                            AND chunk <> '' AND (attempt > 1 OR error_class IN {MAY_HAVE_WRITTEN}))
-                       UNION ALL SELECT row_id, key, NULL, NULL, run_no, 'infinity', false FROM begun),
-        shared AS (SELECT key FROM tried GROUP BY key HAVING count(*) > 1 AND bool_or(has_copy)),
+        WITH shared AS (SELECT key FROM tried GROUP BY key HAVING count(*) > 1 AND bool_or(has_copy)),
         ordered AS (
             SELECT *, first_value(row_id) OVER last AS last_id, first_value(has_copy) OVER last AS last_has_copy,
                    first_value(sha256) OVER last AS last_sha256, first_value(md5) OVER last AS last_md5
@@ -64,7 +93,8 @@ def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
         )
         SELECT row_id FROM ordered
         WHERE has_copy AND row_id <> last_id
-              AND NOT (last_has_copy AND coalesce(sha256 = last_sha256 OR md5 = last_md5, false))
+              AND NOT (last_has_copy AND coalesce(sha256 = last_sha256 OR md5 = last_md5, false));
+        DROP TABLE tried
     """)
 
 
@@ -76,6 +106,9 @@ def find_collisions(
     listed: bool = False,
     dedupe: bool = False,
     name_folding: Callable[[], Collection[FoldedName]] = tuple,
+    spans: Sequence[str] = ("true",),
+    ledger: Iterable[object] = (None,),
+    at_once: int = HASHES_AT_ONCE,
 ) -> ProblemCounts:
     """Fills `problems` with the duplicates and key collisions among the usable rows, and returns all counts.
 
@@ -92,63 +125,73 @@ def find_collisions(
     In a directory (``for_directory``) a file and a folder cannot have one name. ``name_folding`` returns which
     differences in names the directory ignores; it is called only if keys of the manifest differ in such a way alone.
 
+    ``spans`` and ``ledger`` are those of :func:`find_contenders`, and ``at_once`` the rows that are compared at once.
+
     Raises UserError when no row is usable, or more than a tenth of the rows collide.
     """
     same_name = ("key_collision", "another object whose name the client cannot tell from this one is row ")
     repeated = same_name if listed else ("duplicate", "the same source and key as row ")
-    con.execute(f"""
-        CREATE TABLE problems AS
-        WITH shared AS (
-            SELECT key FROM manifest WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
-        ), equal AS (
-            SELECT key FROM manifest SEMI JOIN shared USING (key) WHERE error_class IS NULL
-            GROUP BY key HAVING {_HAS_ONE_BODY}
-        ), candidates AS (
-            SELECT m.row_id, m.row_no, m.source, m.key, m.deferred_key,
-                   coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false)
-                   AND s.row_id IS NULL AND NOT {_NO_LONGER_SHARED.format(equal="SELECT key FROM equal")} AS has_copy
-            FROM manifest m JOIN shared USING (key) LEFT JOIN latest l ON l.row_id = m.row_id
-                 LEFT JOIN superseded s ON s.row_id = m.row_id
-            WHERE m.error_class IS NULL
-        ), ranked AS (
-            SELECT *,
-                   row_number() OVER (PARTITION BY source, key ORDER BY has_copy DESC, row_no) AS rank,
-                   first_value(row_no) OVER (PARTITION BY source, key ORDER BY has_copy DESC, row_no) AS first_no,
-                   min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key)
-                   -- objects with one key that contains the digest are equal
-                   AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
-                   AND NOT ({dedupe} AND key IN (SELECT key FROM equal)) AS contested,
-                   min(row_no) OVER (PARTITION BY key) AS low_no,
-                   max(row_no) OVER (PARTITION BY key) AS high_no
-            FROM candidates
-        )
-        SELECT row_id,
-               CASE WHEN rank > 1 THEN '{repeated[0]}'
-                    WHEN contested AND NOT has_copy THEN 'key_collision' END AS error_class,
-               CASE WHEN rank > 1 THEN '{repeated[1]}' || first_no
-                    ELSE 'row ' || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
-                         || ' has the same key and another source' END AS message
-        FROM ranked WHERE rank > 1 OR (contested AND NOT has_copy)
-    """)
+    find_contenders(con, FOLDED_KEY, spans, ledger, for_directory=for_directory, at_once=at_once)
+    con.execute(
+        "CREATE TABLE problems (row_id VARCHAR, row_no BIGINT, error_class VARCHAR, message VARCHAR, shared BOOLEAN)"
+    )
+    for part in hash_conditions(con, "contenders", "hash", at_once):
+        con.execute(f"""
+            INSERT INTO problems
+            WITH part AS (
+                FROM contenders WHERE {part}
+            ), shared AS (
+                SELECT key FROM part GROUP BY key HAVING count(*) > 1
+            ), equal AS (
+                SELECT key FROM part SEMI JOIN shared USING (key) GROUP BY key HAVING {_HAS_ONE_BODY}
+            ), candidates AS (
+                SELECT m.row_id, m.row_no, m.source, m.key, m.deferred_key, l.copy_of,
+                       coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false)
+                       AND s.row_id IS NULL AND NOT {_NO_LONGER_SHARED}
+                       AS has_copy
+                FROM part m JOIN shared USING (key) LEFT JOIN marks l ON l.row_id = m.row_id
+                     LEFT JOIN superseded s ON s.row_id = m.row_id
+            ), ranked AS (
+                SELECT *,
+                       row_number() OVER (PARTITION BY source, key ORDER BY has_copy DESC, row_no) AS rank,
+                       first_value(row_no) OVER (PARTITION BY source, key ORDER BY has_copy DESC, row_no) AS first_no,
+                       min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key)
+                       AND NOT {NAMED_BY_DIGEST}
+                       AND NOT ({dedupe} AND key IN (SELECT key FROM equal)) AS contested,
+                       min(row_no) OVER (PARTITION BY key) AS low_no,
+                       max(row_no) OVER (PARTITION BY key) AS high_no
+                FROM candidates
+            )
+            SELECT row_id, row_no,
+                   CASE WHEN rank > 1 THEN '{repeated[0]}'
+                        WHEN contested AND NOT has_copy THEN 'key_collision' END AS error_class,
+                   CASE WHEN rank > 1 THEN '{repeated[1]}' || first_no
+                        ELSE 'row ' || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
+                             || ' has the same key and another source' END AS message,
+                   coalesce(copy_of = key, false)
+            FROM ranked WHERE rank > 1 OR (contested AND NOT has_copy)
+        """)
     if for_directory:
         con.execute("""
             INSERT INTO problems
             WITH usable AS (
-                SELECT m.row_id, m.key, coalesce(l.status IN ('copied', 'unchanged', 'pending'), false)
-                       AND s.row_id IS NULL AS has_copy
-                FROM manifest m LEFT JOIN latest l ON l.row_id = m.row_id
+                SELECT m.row_id, m.row_no, m.key, coalesce(l.copy_of = m.key, false) AS is_shared,
+                       coalesce(l.status IN ('copied', 'unchanged', 'pending'), false) AND s.row_id IS NULL AS has_copy
+                FROM contenders m LEFT JOIN marks l ON l.row_id = m.row_id
                      LEFT JOIN superseded s ON s.row_id = m.row_id
-                WHERE m.error_class IS NULL AND m.row_id NOT IN (SELECT row_id FROM problems)
+                WHERE m.row_id NOT IN (SELECT row_id FROM problems)
             ), folders AS (
-                SELECT row_id, has_copy, unnest([array_to_string(parts[1:n], '/') FOR n IN range(1, len(parts))]) AS key
+                SELECT row_id, row_no, is_shared, has_copy,
+                       unnest([array_to_string(parts[1:n], '/') FOR n IN range(1, len(parts))]) AS key
                 FROM (SELECT *, string_split(key, '/') AS parts FROM usable WHERE contains(key, '/'))
             ), files AS (
                 SELECT * FROM usable SEMI JOIN folders USING (key)
             )
-            SELECT row_id, 'key_collision', 'other rows have keys below this key, which makes it a directory'
+            SELECT row_id, row_no, 'key_collision', 'other rows have keys below this key, which makes it a directory',
+                   is_shared
             FROM files WHERE NOT has_copy
             UNION
-            SELECT row_id, 'key_collision', 'another row has the key of its directory'
+            SELECT row_id, row_no, 'key_collision', 'another row has the key of its directory', is_shared
             FROM folders SEMI JOIN (SELECT key FROM files WHERE has_copy) USING (key) WHERE NOT has_copy
         """)
     _find_folded_names(con, notes, name_folding)
@@ -160,7 +203,8 @@ def find_collisions(
     )
     if collisions > MAX_COLLISION_SHARE * max(1, rows - duplicates):
         example = one(
-            con, "SELECT key FROM manifest JOIN problems p USING (row_id) WHERE p.error_class = 'key_collision' LIMIT 1"
+            con,
+            "SELECT key FROM contenders JOIN problems p USING (row_no) WHERE p.error_class = 'key_collision' LIMIT 1",
         )
         raise UserError(
             f"{collisions:,} of {rows:,} rows have a key collision (one of the keys: `{short(example[0], 200)}`). More "
@@ -201,9 +245,7 @@ def _find_folded_names(
     """
     con.execute(f"""
         CREATE OR REPLACE TEMP VIEW folded_keys AS
-        SELECT row_id, row_no, key, {FOLDED_KEY} AS folded FROM manifest
-        -- objects with one key that contains the digest are equal
-        WHERE error_class IS NULL AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
+        SELECT row_id, row_no, key, {FOLDED_KEY} AS folded FROM contenders WHERE NOT {NAMED_BY_DIGEST}
     """)
     (groups,) = one(
         con, "SELECT count(*) FROM (SELECT 1 FROM folded_keys GROUP BY folded HAVING count(DISTINCT key) > 1)"
@@ -214,17 +256,18 @@ def _find_folded_names(
         con.execute(f"""
             INSERT INTO problems
             WITH usable AS (
-                SELECT k.row_id, k.row_no, k.key, k.folded,
+                SELECT k.row_id, k.row_no, k.key, k.folded, coalesce(l.copy_of = k.key, false) AS is_shared,
                        coalesce(l.status IN ('copied', 'unchanged', 'pending'), false) AND s.row_id IS NULL AS has_copy
                 FROM (SELECT row_id, row_no, key, {_folded(ignored)} AS folded FROM folded_keys) k
-                     LEFT JOIN latest l ON l.row_id = k.row_id LEFT JOIN superseded s ON s.row_id = k.row_id
+                     LEFT JOIN marks l ON l.row_id = k.row_id LEFT JOIN superseded s ON s.row_id = k.row_id
                 WHERE k.row_id NOT IN (SELECT row_id FROM problems)
             ), shared AS (
                 SELECT folded, min(row_no) AS low_no, max(row_no) AS high_no FROM usable
                 GROUP BY folded HAVING count(DISTINCT key) > 1
             )
-            SELECT row_id, 'key_collision', 'in the destination directory this key is the same name as that of row '
-                   || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
+            SELECT row_id, row_no, 'key_collision',
+                   'in the destination directory this key is the same name as that of row '
+                   || CASE WHEN row_no = low_no THEN high_no ELSE low_no END, is_shared
             FROM usable JOIN shared USING (folded) WHERE NOT has_copy
         """)
         return
@@ -234,24 +277,34 @@ def _find_folded_names(
     )
 
 
-def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, settings_digest: str) -> None:
-    """Writes an outcome for each unusable, duplicate or colliding row that the ledger does not have as such yet."""
-    reader = con.execute("""
-        SELECT m.row_id, m.source, m.key, m.id, m.size, p.error_class, p.message, coalesce(l.attempt, 0)
-        FROM manifest m JOIN (
-            SELECT row_id, error_class, message FROM manifest WHERE error_class IS NOT NULL
-            UNION ALL SELECT row_id, error_class, message FROM problems
-        ) p ON p.row_id = m.row_id LEFT JOIN latest l ON l.row_id = m.row_id
-          LEFT JOIN superseded s ON s.row_id = m.row_id
-        WHERE l.row_id IS NULL OR s.row_id IS NOT NULL OR (l.copy_of = m.key AND p.error_class = 'key_collision')
+def find_unrecorded(con: duckdb.DuckDBPyConnection) -> None:
+    """Adds to `unrecorded` each unusable, duplicate or colliding row that the ledger does not have as such yet."""
+    con.execute("""
+        CREATE TABLE IF NOT EXISTS unrecorded (row_no BIGINT, error_class VARCHAR, message VARCHAR, attempt BIGINT);
+        INSERT INTO unrecorded
+        SELECT p.row_no, p.error_class, p.message, coalesce(l.attempt, 0)
+        FROM (SELECT row_id, row_no, error_class, NULL AS message, false AS shared FROM manifest_rows
+              WHERE error_class IS NOT NULL UNION ALL FROM problems SEMI JOIN manifest_rows USING (row_id)) p
+             LEFT JOIN latest l ON l.row_id = p.row_id LEFT JOIN superseded s ON s.row_id = p.row_id
+        WHERE l.row_id IS NULL OR s.row_id IS NOT NULL OR (p.shared AND p.error_class = 'key_collision')
            OR (l.status NOT IN ('copied', 'unchanged') AND l.error_class IS DISTINCT FROM p.error_class)
-        ORDER BY m.row_no
     """)
+
+
+def write_outcomes(
+    con: duckdb.DuckDBPyConnection, state: State, run_no: int, settings_digest: str, spans: Sequence[str] = ("true",)
+) -> None:
+    """Writes an outcome for each row in `unrecorded`, in the manifest's order. ``spans``: as in find_contenders."""
     part = 0
-    while lines := reader.fetchmany(50_000):
-        outcomes = [_outcome(run_no, settings_digest, *line) for line in lines]
-        append_outcomes(state, outcomes, run_no, "plan", part)
-        part += 1
+    for span in spans if one(con, "SELECT count(*) FROM unrecorded")[0] else ():
+        reader = con.execute(f"""
+            SELECT m.row_id, m.source, m.key, m.id, m.size, u.error_class, coalesce(u.message, m.message), u.attempt
+            FROM manifest m JOIN unrecorded u USING (row_no) WHERE {span} ORDER BY row_no
+        """)
+        while lines := reader.fetchmany(50_000):
+            outcomes = [_outcome(run_no, settings_digest, *line) for line in lines]
+            append_outcomes(state, outcomes, run_no, "plan", part)
+            part += 1
 
 
 def _outcome(

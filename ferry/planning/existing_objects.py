@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from ferry.core import ATTEMPTS, BUCKET_SCHEMES, Fatal, ObjectError, UserError, worth_another_try
-from ferry.job import Checks, Job, OnExisting
-from ferry.planning.chunk_files import DONE, HELD_JOINED, load_held
-from ferry.state import HINT_SCHEMA, HINTS, ChunkRef, Existing, State, checked_name, to_bytes, with_hints
+from ferry.core import ATTEMPTS, Fatal, ObjectError, UserError, worth_another_try
+from ferry.job import Job, OnExisting
+from ferry.planning.contenders import hash_conditions
+from ferry.planning.hints import KnownCopies, write_hints
+from ferry.state import HINTS, ChunkRef, Existing, State, with_hints
 from ferry.storage import Access, FoldedName, Folder, ObjectInfo, Store, open_store
 
 if TYPE_CHECKING:
@@ -47,54 +48,37 @@ def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:
     return "listed", "found by one listing of the destination"
 
 
+def are_hints_needed(job: Job, how: Existing, rechecks: int, chunks: Iterable[ChunkRef]) -> bool:
+    """Returns whether a chunk has to be told something of single rows: not in a first plan of a job that overwrites.
+
+    ``rechecks`` is the number of copies to recheck, and ``chunks`` are those of earlier plans.
+    """
+    return how == "listed" or rechecks > 0 or job.dedupe or any(0 < chunk.done < chunk.rows for chunk in chunks)
+
+
 def find_existing(
     con: duckdb.DuckDBPyConnection,
     state: State,
     job: Job,
     access: Access,
-    chunks: list[ChunkRef],
-    pending: int,
-    *,
-    dry: bool,
+    chunks: Mapping[int, ChunkRef],
+    found: tuple[Existing, str],
+    known: KnownCopies | None,
 ) -> tuple[list[ChunkRef], str]:
-    """Lists the destination if that is cheaper than HEADs, and writes the hints of unfinished chunks.
+    """Lists the destination if that was ``found`` to be the way (:func:`how_to_find`), and writes hints.
 
-    ``pending`` is the number of rows to do in earlier chunks. Returns the chunks with their hints, and the way in which
-    existing objects are found, as text. Raises Fatal when the destination cannot be listed at present. With ``dry``
-    nothing is listed or written.
+    ``chunks``: by their position in `open_rows`, which has their rows to do. ``known`` has the copies to recheck, and
+    is None if no chunk needs a hint.
+    Returns the chunks with their hints, and the way in which existing objects are found, as text. Raises Fatal when the
+    destination cannot be listed at present.
     """
-    (selected,) = con.execute("SELECT count(*) FROM selected").fetchall()[0]
-    how, text = how_to_find(job.on_existing, selected + pending)
-    if dry:
-        return chunks, text
-    to_do = {chunk.digest: chunk for chunk in chunks if chunk.done < chunk.rows}
-    hints: dict[str, str] = {}
-    (rechecks,) = con.execute("SELECT count(*) FROM revalidations").fetchall()[0]
-    # else there is nothing to say of single rows, such as in the first plan of a job that overwrites
-    if how == "listed" or rechecks or job.dedupe or any(chunk.done for chunk in to_do.values()):
-        how, text, hints = _look(con, state, job, access, list(to_do.values()), how, text)
-    return [
-        with_hints(chunk, chunk.done, how, hints.get(chunk.digest, "")) if chunk.digest in to_do else chunk
-        for chunk in chunks
-    ], text
-
-
-def _look(
-    con: duckdb.DuckDBPyConnection,
-    state: State,
-    job: Job,
-    access: Access,
-    unfinished: Sequence[ChunkRef],
-    how: Existing,
-    text: str,
-) -> tuple[Existing, str, dict[str, str]]:
-    load_held(con, state, unfinished)
-    columns = f"h.chunk, h.row_id, m.key, m.deferred_key, {DONE} AS done"
-    con.execute(f"CREATE OR REPLACE TABLE open_rows AS SELECT {columns} {HELD_JOINED}")
-    con.execute("CREATE TABLE existing (key VARCHAR, size BIGINT, etag VARCHAR)")
+    how, text = found
+    if known is None:
+        return [_with_existing(chunk, how) for chunk in chunks.values()], text
+    con.execute("CREATE TABLE existing (row_no BIGINT, size BIGINT, etag VARCHAR)")
     if how == "listed":
         try:
-            text += f": {_list(con, state, job, access):,} of the keys to do exist"
+            text += f": {_list(con, state, job, access, known.at_once):,} of the keys to do exist"
         except ObjectError as error:
             if worth_another_try(error):  # a million HEADs would only add load to a failing store
                 raise Fatal(
@@ -103,8 +87,15 @@ def _look(
                 ) from None
             how = "head"
             text = f"found by a HEAD for each row, since the destination cannot be listed ({error.message})"
-    _find_equal_copies(con, job)
-    return how, text, _write_hints(con, state)
+    known.find_equal(job)
+    unfinished = {position: chunk for position, chunk in chunks.items() if chunk.done < chunk.rows}
+    hints = write_hints(con, state, unfinished, known)
+    return [_with_existing(chunk, how, hints.get(position, "")) for position, chunk in chunks.items()], text
+
+
+def _with_existing(chunk: ChunkRef, how: Existing, hints: str = "") -> ChunkRef:
+    """Returns an unfinished chunk with what this run's plan knows of its rows, and any other as it is."""
+    return with_hints(chunk, chunk.done, how, hints) if chunk.done < chunk.rows else chunk
 
 
 def delete_old_hints(state: State, chunks: Sequence[ChunkRef]) -> None:
@@ -125,99 +116,43 @@ def name_folding_of(uri: str) -> frozenset[FoldedName]:
         folder.close()
 
 
-def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access) -> int:
-    """Fills `existing` with the keys to do that exist at the destination, and returns their number."""
+def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access, at_once: int) -> int:
+    """Fills `existing` with the rows to do whose keys exist at the destination, and returns the number of keys."""
     store = open_store(job.destination.uri, access, state.spool_dir, create=True)
-    con.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM open_rows WHERE NOT done AND NOT deferred_key")
+    con.execute(
+        """
+        CREATE TABLE wanted AS
+        SELECT m.key, m.row_no FROM manifest m SEMI JOIN open_rows USING (row_no) WHERE NOT m.deferred_key;
+        CREATE TABLE found (key VARCHAR, size BIGINT, etag VARCHAR)
+        """
+    )
     lines = ((found.key, found.size, found.etag) for page in existing_pages(store, _sorted_keys(con)) for found in page)
     for part in _batched(lines, FOUND_AT_ONCE):  # each one is compared with all keys
         columns = zip(*part, strict=True)
-        con.register("found", pa.table([pa.array(c, f.type) for c, f in zip(columns, _FOUND, strict=True)], _FOUND))
-        con.execute("INSERT INTO existing SELECT found.* FROM found SEMI JOIN wanted USING (key)")
-        con.unregister("found")
-    (count,) = con.execute("SELECT count(DISTINCT key) FROM existing").fetchall()[0]
+        con.register(
+            "page", pa.table([pa.array(c, f.type) for c, f in zip(columns, _FOUND, strict=True)], schema=_FOUND)
+        )
+        con.execute("INSERT INTO found SELECT page.* FROM page SEMI JOIN wanted USING (key)")
+        con.unregister("page")
+    for condition in hash_conditions(con, "found", "hash(key)", at_once):  # an object may have been listed twice
+        con.execute(
+            f"""
+            INSERT INTO existing SELECT w.row_no, f.size, f.etag FROM wanted w JOIN (
+                SELECT key, any_value(size) AS size, any_value(etag) AS etag FROM found WHERE {condition} GROUP BY key
+            ) f ON f.key = w.key
+            """
+        )
+    (count,) = con.execute("SELECT count(DISTINCT key) FROM wanted SEMI JOIN existing USING (row_no)").fetchall()[0]
+    con.execute("DROP TABLE wanted; DROP TABLE found")
     return int(count)
 
 
 def _sorted_keys(con: duckdb.DuckDBPyConnection) -> Iterator[str]:
     """Yields the keys in `wanted` in their order, while ``con`` serves other queries."""
     with con.cursor() as reading:
-        reading.execute("SELECT key FROM wanted ORDER BY key")
+        reading.execute("SELECT DISTINCT key FROM wanted ORDER BY key")
         while keys := reading.fetchmany(KEYS_PER_RANGE):
             yield from (key for (key,) in keys)
-
-
-def _find_equal_copies(con: duckdb.DuckDBPyConnection, job: Job) -> None:
-    """Fills `equal_copies`: for rows to do, a copy of an earlier run with the digest that the manifest has for them.
-
-    Its attributes are known to be those of the job and of its bytes: it was written under the present settings, with a
-    check of its type, not from a bucket, and has lost none. A key that `ferry verify` found missing or altered is left
-    out, since other rows may share it.
-    """
-    types_are_checked = job.checks in (Checks.IMAGE, Checks.DECODE)
-    con.execute(
-        f"""
-        CREATE OR REPLACE TABLE equal_copies AS
-        WITH wanted AS (
-            SELECT o.row_id, m.sha256, m.md5 FROM open_rows o JOIN manifest m USING (row_id)
-            WHERE {job.dedupe and types_are_checked} AND NOT o.done AND NOT o.deferred_key
-                  AND coalesce(m.sha256, m.md5) IS NOT NULL
-        ), copies AS (
-            SELECT l.row_id AS copy_id, l.sha256, l.md5 FROM latest l
-            WHERE {job.dedupe and types_are_checked} AND l.status = 'copied' AND l.settings_digest = $settings
-                  AND l.confirmed IS NOT NULL AND l.dest_etag IS NOT NULL AND l.size IS NOT NULL
-                  AND l.sha256 IS NOT NULL AND l.md5 IS NOT NULL AND l.content_type IS NOT NULL
-                  AND lower(left(coalesce(l.address, l.source), 5)) NOT IN (SELECT unnest($buckets))
-                  AND l.lost_attributes IS NULL
-                  AND l.key NOT IN (SELECT key FROM latest WHERE status = 'pending' AND key IS NOT NULL)
-        )
-        SELECT w.row_id, min(c.copy_id) AS copy_id FROM wanted w JOIN copies c ON c.sha256 = w.sha256 GROUP BY 1
-        UNION ALL
-        SELECT w.row_id, min(c.copy_id) FROM wanted w JOIN copies c ON c.md5 = w.md5 AND w.sha256 IS NULL
-        GROUP BY 1 HAVING min(c.sha256) = max(c.sha256)  -- else the MD5 names several bodies
-        """,
-        {"settings": job.settings_digest(), "buckets": list(BUCKET_SCHEMES)},
-    )
-
-
-def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]:
-    """Writes one file for each chunk with hints, and returns the files' names by chunk.
-
-    Hints are rows that are done, existing objects under a row's key, copies to recheck, and other rows' copies with the
-    row's digest.
-    """
-    reader = con.execute("""
-        SELECT o.chunk, o.row_id, o.done, any_value(e.size), any_value(e.etag), r.revalidate, l.key, l.size, l.md5,
-               l.sha256, l.content_type, l.source_etag, l.source_last_modified, l.dest_etag,
-               -- an earlier Ferry did not write bytes_read_at, and read the bytes of each row
-               coalesce(CASE WHEN r.row_id IS NOT NULL THEN l.bytes_read_at END, l.recorded_at), l.confirmed, l.address,
-               l.attributes_sha256, l.lost_attributes
-        FROM open_rows o LEFT JOIN existing e ON e.key = o.key AND NOT o.deferred_key
-             LEFT JOIN revalidations r ON r.row_id = o.row_id AND NOT o.done
-             LEFT JOIN equal_copies q ON q.row_id = o.row_id AND r.row_id IS NULL
-             LEFT JOIN latest l ON l.row_id = coalesce(r.row_id, q.copy_id)
-        WHERE o.done OR e.key IS NOT NULL OR r.row_id IS NOT NULL OR q.row_id IS NOT NULL GROUP BY ALL ORDER BY o.chunk
-    """)
-    lines: list[tuple[Any, ...]] = []
-    names: dict[str, str] = {}
-    while batch := reader.fetchmany(50_000):
-        for line in batch:
-            if lines and line[0] != lines[0][0]:
-                names[lines[0][0]] = _write(state, lines)
-                lines = []
-            lines.append(line)
-    if lines:
-        names[lines[0][0]] = _write(state, lines)
-    return names
-
-
-def _write(state: State, lines: Sequence[tuple[Any, ...]]) -> str:
-    columns = list(zip(*lines, strict=True))
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns[1:], HINT_SCHEMA, strict=True)]
-    data = to_bytes(pa.Table.from_arrays(arrays, schema=HINT_SCHEMA))
-    name = checked_name(f"{HINTS}/{columns[0][0][:32]}", data)
-    state.write(name, data)
-    return name
 
 
 KEYS_PER_RANGE = 5000

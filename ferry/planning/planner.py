@@ -6,37 +6,54 @@ ignores, or finds again, whatever was written before a crash. Its main relations
 | relation | content | filled by |
 |---|---|---|
 | `manifest` | the rows of the normalised manifest | planner |
-| `latest` | the folded ledger | ferry.state.ledger |
-| `held` | the rows of listed chunks | chunk_files |
+| `manifest_rows` | one part of them, without the wide columns | row_parts |
+| `latest` | the same part of the folded ledger | ferry.state.ledger |
+| `held` | the same part of the rows of listed chunks | chunk_files |
+| `begun` | removed rows that a killed run may have transferred | chunk_files |
 | `superseded` | rows whose key another row has written since | collisions |
+| `contenders` | rows whose key may be another row's, too | contenders |
 | `problems` | duplicates and key collisions | collisions |
-| `facts` | what decides about each row | row_facts |
+| `facts` | what decides about each row of the part | row_facts |
 | `todo` | rows for new chunks, with their reasons | row_facts |
+| `open_rows` | rows to do of listed and new chunks | planner, chunk_files |
 | `selected` | the rows of `todo` that this run takes | chunk_files |
-| `existing` | keys to do that exist at the destination | existing_objects |
+| `existing` | rows to do whose keys exist at the destination | existing_objects |
+
+A manifest has more rows than fit into memory. What is joined by row ID is so one part after the other (row_parts), and
+leaves only row numbers and counts. What is joined by key first finds the few keys that occur twice, by hashes
+(contenders). What follows is by row number, in spans of the manifest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ferry.core import Damaged
 from ferry.job import Job
 from ferry.manifest import NORMALISED, LoadedManifest, load_manifest
 from ferry.planning import chunk_files, collisions, row_facts
 from ferry.planning.collisions import ProblemCounts
-from ferry.planning.existing_objects import delete_old_hints, find_existing, name_folding_of
+from ferry.planning.earlier import Earlier, read_earlier
+from ferry.planning.existing_objects import (
+    are_hints_needed,
+    delete_old_hints,
+    find_existing,
+    how_to_find,
+    name_folding_of,
+)
+from ferry.planning.hints import KnownCopies
 from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.overlaps import refuse_overlaps
 from ferry.planning.preview import Preview, preview
 from ferry.planning.removed import find_removed
-from ferry.planning.rules import auto_chunk_rows, check_locations, expected_rows, much_shorter, stays_in_plan
+from ferry.planning.row_parts import ROWS_AT_ONCE, RowParts
+from ferry.planning.rules import auto_chunk_rows, expected_rows, much_shorter, stays_in_plan
 from ferry.planning.sample import draw_sample
 from ferry.state import (
     LOCATION_FILE,
@@ -51,36 +68,14 @@ from ferry.state import (
     check_lease,
     checked_file_name,
     connect,
-    create_latest,
     delete_unlisted,
     forget_returned,
     is_intact,
-    ledger_files,
     manifest_stem,
     missing_files,
-    read_location,
-    read_plan,
-    refuse_lost_ledger,
+    open_ledger,
     with_hints,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Earlier:
-    """What earlier plans left: the plan in force, its intact chunks, since which run outcomes count, expected rows."""
-
-    plan: Plan | None
-    chunks: list[ChunkRef]
-    since_run: int
-    expected_rows: int
-
-    def compared(self, counts: ProblemCounts) -> tuple[int, int]:
-        """Returns the rows of the manifest and of the last one, counted alike."""
-        if self.plan is None:
-            return counts.usable, self.expected_rows
-        if not self.plan.usable:  # an earlier Ferry counted all rows, unusable ones and duplicates included
-            return counts.rows, self.expected_rows
-        return counts.usable, self.plan.usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +91,13 @@ class _Todo:
 class Planner:
     """The planning of one run. Each step of :meth:`run` fills relations that later steps read (module docstring)."""
 
-    def __init__(self, job: Job, state: State, access: Accesses, options: PlanOptions) -> None:
-        self.job, self.state, self.access, self.options = job, state, access, options
+    def __init__(self, job: Job, state: State, access: Accesses, options: PlanOptions, at_once: int) -> None:
+        self.job, self.state, self.access, self.options, self._at_once = job, state, access, options, at_once
         # `ferry plan` may read the state of a running job, so its temporary files must not be in that state.
         self._scratch = tempfile.TemporaryDirectory(prefix="ferry-plan-") if options.dry else None
         self.spool_dir = Path(self._scratch.name) if self._scratch else state.spool_dir
         self.con = connect(self.spool_dir)
-        self._open_files = contextlib.ExitStack()
+        self._open_files = contextlib.ExitStack()  # of what is deleted or closed at the end
         self.notes: list[str] = []
         self._plain = options.mode == "plain"
         self._to_directory = job.destination.uri.startswith("file://")
@@ -110,16 +105,19 @@ class Planner:
     def run(self) -> Planned:
         """Plans the run and returns the result. Raises UserError for an unusable job, manifest or state."""
         refuse_overlaps(self.job, self.state.uri)
-        earlier = self._earlier()
+        earlier = read_earlier(self.job, self.state, self.options, self.notes)
         loaded = self._load_manifest(earlier.plan)
-        counts = self._load_relations(loaded, earlier)
+        parts = self._open_parts(loaded, earlier)
+        known = KnownCopies(self.con, parts.ledger, parts.at_once)
+        self._open_files.callback(known.close)
+        counts = self._find_problems(parts)
         self._check_lease()
         about = loaded.about if self.options.dry else self._keep_manifest(loaded, earlier)
-        chunks, todo = self._decide(earlier)
+        chunks, todo = self._decide(earlier, parts, known)
         seen = preview(self.con, self.job) if self.options.dry else Preview()
-        run_chunks, plan_chunks, how_found = self._write_chunks(chunks, counts, earlier)
+        run_chunks, plan_chunks, how_found = self._write_chunks(chunks, counts, earlier, known)
         if not self.options.dry:
-            self._commit(about, counts, run_chunks, plan_chunks, earlier)
+            self._commit(about, counts, run_chunks, plan_chunks, earlier, parts)
         folder = self.options.sample_folder
         sample = draw_sample(self.con, Path(folder), self.options.sample) if folder else None
         return Planned(
@@ -134,30 +132,30 @@ class Planner:
             shorter=_shorter(*earlier.compared(counts)), sample=sample,
         )  # fmt: skip
 
-    def _earlier(self) -> _Earlier:
-        """Reads what earlier plans left in the state."""
-        plan = self._plan_in_force()
-        if plan is not None:
-            check_locations(plan, self.job)
-        refuse_lost_ledger(self.state)
-        if plan is None:
-            return _Earlier(None, [], self._since_run(), self._expected_rows())
-        return _Earlier(plan, self._intact(plan.chunks), plan.since_run, plan.expected_rows or plan.rows)
-
-    def _load_relations(self, loaded: LoadedManifest, earlier: _Earlier) -> ProblemCounts:
-        """Fills the relations from `manifest` to `problems`."""
+    def _open_parts(self, loaded: LoadedManifest, earlier: Earlier) -> RowParts:
+        """Opens manifest, ledger and listed chunks, to be joined one part after the other."""
         self._create_manifest_view(loaded)
-        create_latest(self.con, self.state, earlier.since_run, open_files=self._open_files)
-        self._load_held(earlier.chunks)
-        chunk_files.load_begun(self.con, self.state, earlier.chunks)
-        collisions.find_superseded(self.con)
+        ledger = self._open_files.enter_context(open_ledger(self.con, self.state, earlier.since_run))
+        self._held = earlier.chunks
+        if self.options.mode in ("pass", "repair"):
+            returned = set(self.options.returned)
+            self._held = [chunk for chunk in self._held if chunk.digest in returned]
+        parts = RowParts(self.con, self.state, ledger, self._held, self._at_once)
+        self._open_files.callback(parts.close)
+        return parts
+
+    def _find_problems(self, parts: RowParts) -> ProblemCounts:
+        """Fills `begun`, `superseded` and `problems`."""
+        chunk_files.load_begun(self.con, self.state, self._held, parts)
+        collisions.find_superseded(self.con, parts.ledger, self._at_once)
         names_fold = self._to_directory and not self.options.dry
         return collisions.find_collisions(
             self.con, self.notes, for_directory=self._to_directory, listed=self.job.is_listed(), dedupe=self.job.dedupe,
             name_folding=partial(name_folding_of, self.job.destination.uri) if names_fold else tuple,
+            spans=parts.spans(), ledger=parts.ledger, at_once=self._at_once,
         )  # fmt: skip
 
-    def _keep_manifest(self, loaded: LoadedManifest, earlier: _Earlier) -> dict[str, Any]:
+    def _keep_manifest(self, loaded: LoadedManifest, earlier: Earlier) -> dict[str, Any]:
         """Writes a new manifest to the state, only now, so that a refused one leaves the old one in force."""
         if earlier.plan is None:  # written first: outcomes without a plan are then known to belong to this location
             self._write_location(earlier.since_run, earlier.expected_rows)
@@ -168,42 +166,60 @@ class Planner:
         self._create_manifest_view(LoadedManifest(None, about))
         return about
 
-    def _decide(self, earlier: _Earlier) -> tuple[list[ChunkRef], _Todo]:
+    def _decide(self, earlier: Earlier, parts: RowParts, known: KnownCopies) -> tuple[list[ChunkRef], _Todo]:
         """Fills `selected`. Returns the earlier chunks that stay in the plan, and the numbers of rows to do."""
-        row_facts.gather(self.con, self.job, self.options.run_no)
-        row_facts.decide(self.con, self.options.mode, self.options.classes, delta=self.job.mode == "delta")
-        chunks = self._count_done(earlier.chunks) if self._plain else earlier.chunks
+        done: Counter[str] = Counter()
+        permanent_failures = 0
+        self.con.execute("CREATE TABLE open_rows (position INTEGER, row_no BIGINT)")
+        row_facts.load_rules(self.con, self.job)
+        for _ in parts:
+            row_facts.gather(self.con, self.job, self.options.run_no)
+            mode, delta = self.options.mode, self.job.mode == "delta"
+            permanent_failures += row_facts.decide(self.con, mode, self.options.classes, delta=delta)
+            if not self.options.dry:
+                known.add_rechecks()
+            if self._plain:
+                done.update(self._count_done())
+                collisions.find_unrecorded(self.con)
+        chunks = self._with_counts(earlier.chunks, done) if self._plain else earlier.chunks
         if self._plain and not self.options.dry:
-            collisions.write_outcomes(self.con, self.state, self.options.run_no, self.job.settings_digest())
+            digest = self.job.settings_digest()
+            collisions.write_outcomes(self.con, self.state, self.options.run_no, digest, parts.spans())
         pending = sum(chunk.rows - chunk.done for chunk in chunks) if self._plain else 0
         selected = chunk_files.select_rows(self.con, self.options.limit, pending, at_random=self.options.at_random)
         (rows,) = self.con.execute("SELECT count(*) FROM todo").fetchall()[0]
-        (permanent_failures,) = self.con.execute(
-            "SELECT count(*) FROM facts ANTI JOIN todo USING (row_id) WHERE status = 'failed' AND NOT held"
-        ).fetchall()[0]
-        self.con.execute("DROP TABLE facts; DROP TABLE todo")  # large; writing chunks needs their memory
+        self.con.execute("DROP TABLE todo; DROP TABLE held")  # large; writing chunks needs their memory
         return chunks, _Todo(rows, selected, pending, permanent_failures)
 
     def _write_chunks(
-        self, chunks: Sequence[ChunkRef], counts: ProblemCounts, earlier: _Earlier
+        self, chunks: Sequence[ChunkRef], counts: ProblemCounts, earlier: Earlier, known: KnownCopies
     ) -> tuple[list[ChunkRef], list[ChunkRef], str]:
         """Writes `selected` to chunk files. Returns the chunks of the run and of the plan, and how objects are found.
 
         Base chunks stay in the plan and are submitted in every run. Rows that delta runs add go to retry chunks, which
         leave the plan once their rows are done.
         """
-        base, dry = earlier.plan is None or self.job.mode == "full", self.options.dry
-        chunk_rows = self._chunk_rows(counts, earlier)
-        run_no, dedupe = self.options.run_no, self.job.dedupe
-        write = partial(chunk_files.write_chunks, self.con, self.state, run_no, chunk_rows, base=base, dedupe=dedupe)
-        new = [] if dry else write()
-        kept = chunk_files.without(chunks, new)
-        pending = sum(chunk.rows - chunk.done for chunk in kept) if self._plain else 0
-        run_chunks, how_found = find_existing(
-            self.con, self.state, self.job, self.access.destination, [*kept, *new] if self._plain else new, pending,
-            dry=dry,
+        (rows,) = self.con.execute("SELECT count(*) FROM selected").fetchall()[0]
+        if self._plain:
+            rows += sum(chunk.rows - chunk.done for chunk in chunks)
+        how, how_found = how_to_find(self.job.on_existing, rows)
+        if self.options.dry:
+            return list(chunks) if self._plain else [], list(chunks), how_found
+        hinted = are_hints_needed(self.job, how, known.rechecks, chunks if self._plain else ())
+        new = chunk_files.write_chunks(
+            self.con, self.state, self.options.run_no, self._chunk_rows(counts, earlier),
+            base=earlier.plan is None or self.job.mode == "full", dedupe=self.job.dedupe,
+            record_from=len(self._held) if hinted else None, at_once=self._at_once,
         )  # fmt: skip
-        return run_chunks, [*kept, *new], how_found
+        kept = chunk_files.without(chunks, new)
+        positions = {chunk.digest: position for position, chunk in enumerate(self._held)}
+        run_chunks = {positions[chunk.digest]: chunk for chunk in kept} if self._plain else {}
+        run_chunks |= dict(enumerate(new, len(self._held)))
+        found, how_found = find_existing(
+            self.con, self.state, self.job, self.access.destination, run_chunks, (how, how_found),
+            known if hinted else None,
+        )  # fmt: skip
+        return found, [*kept, *new], how_found
 
     def _commit(
         self,
@@ -211,7 +227,8 @@ class Planner:
         counts: ProblemCounts,
         run_chunks: Sequence[ChunkRef],
         plan_chunks: Sequence[ChunkRef],
-        earlier: _Earlier,
+        earlier: Earlier,
+        parts: RowParts,
     ) -> None:
         """Writes the plan, and deletes what it replaces."""
         rows, _ = earlier.compared(counts)
@@ -222,6 +239,7 @@ class Planner:
         self._check_lease()  # reading the manifest and listing the destination may have taken long
         self._write_location(earlier.since_run, expected)
         if self._plain and missing_files(self.state):
+            parts.ledger.create_all()
             find_removed(self.con, to_directory=self._to_directory)
             forget_returned(self.con, self.state, self.options.run_no)
         plan = Plan(
@@ -242,8 +260,8 @@ class Planner:
 
     def close(self) -> None:
         """Closes DuckDB and deletes temporary files."""
-        self.con.close()
         self._open_files.close()
+        self.con.close()
         (self.spool_dir / NORMALISED).unlink(missing_ok=True)  # a refused manifest leaves it
         if self._scratch is not None:
             self._scratch.cleanup()
@@ -253,69 +271,7 @@ class Planner:
         if self.options.token and not self.options.dry:
             check_lease(self.state, self.options.token)
 
-    def _plan_in_force(self) -> Plan | None:
-        """Returns the plan, or None for no plan and for a damaged or missing one that can be made again.
-
-        It can be made again if location.json shows that the ledger's outcomes belong to the job's present location.
-        Raises Damaged if it does not, and NewerVersion.
-        """
-        problem = "is missing"
-        try:
-            plan = read_plan(self.state)
-        except Damaged:
-            plan, problem = None, "is damaged"
-        if plan is not None or REPLAN in self.state.list("plan"):
-            return plan
-        if not ledger_files(self.state) and problem == "is missing":
-            return None
-        location = self._location()
-        if location is None or location.location_digests != self.job.location_digests():
-            raise Damaged(
-                f"{PLAN_FILE} in the state {problem}, and {LOCATION_FILE} does not show that earlier runs used the "
-                "source and destination of this job. Restore it, undo the change of the job, or run `ferry run "
-                "--replan` (nothing is deleted)"
-            )
-        self.notes.append(f"{PLAN_FILE} {problem}: planned again from the manifest and the ledger")
-        return None
-
-    def _location(self) -> PlanLocation | None:
-        with contextlib.suppress(Damaged):
-            return read_location(self.state)
-        return None
-
-    def _since_run(self) -> int:
-        """Returns since which run outcomes count, for a plan without a predecessor.
-
-        After a `--replan` to another location no earlier outcome counts. None does either if the earlier location is
-        not known, so that all rows are rechecked.
-        """
-        location = self._location()
-        if location is None:
-            return self.options.run_no if ledger_files(self.state) else 0
-        same = location.location_digests == self.job.location_digests()
-        return location.since_run if same else self.options.run_no
-
-    def _expected_rows(self) -> int:
-        """Returns the expected rows for a plan without a predecessor: a `--replan` must not accept a short manifest."""
-        location = self._location()
-        if location is None or location.location_digests != self.job.location_digests():
-            return 0
-        return location.expected_rows
-
-    def _intact(self, chunks: Sequence[ChunkRef]) -> list[ChunkRef]:
-        """Returns the chunks with intact files. Rows of the others are in no chunk any more, and are planned again."""
-        if self.options.mode in ("pass", "repair"):
-            return list(chunks)
-        kept = [chunk for chunk in chunks if is_intact(self.state, chunk.uri)]
-        if len(kept) < len(chunks):
-            lost = sorted({chunk.uri for chunk in chunks} - {chunk.uri for chunk in kept})
-            self.notes.append(
-                f"{len(lost):,} chunk files were damaged or missing ({lost[0]}"
-                f"{', ...' if len(lost) > 1 else ''}): their rows that are to do go to new chunks"
-            )
-        return kept
-
-    def _chunk_rows(self, counts: ProblemCounts, earlier: _Earlier) -> int:
+    def _chunk_rows(self, counts: ProblemCounts, earlier: Earlier) -> int:
         if earlier.plan is not None:
             return earlier.plan.chunk_rows
         return auto_chunk_rows(counts.rows) if self.job.chunk_rows == "auto" else self.job.chunk_rows
@@ -344,21 +300,20 @@ class Planner:
     def _delete_old_manifests(self, current: str) -> None:
         self.state.delete(n for n in self.state.list("plan") if n.startswith("plan/manifest-") and n != current)
 
-    def _load_held(self, chunks: Sequence[ChunkRef]) -> None:
-        if self.options.mode in ("pass", "repair"):
-            returned = set(self.options.returned)
-            chunks = [chunk for chunk in chunks if chunk.digest in returned]
-        chunk_files.load_held(self.con, self.state, chunks)
-
-    def _count_done(self, chunks: Sequence[ChunkRef]) -> list[ChunkRef]:
-        """Returns the chunks that stay in the plan, each with its number of rows that need no further work."""
-        self.con.execute(f"CREATE TABLE done AS SELECT h.chunk, {chunk_files.DONE} AS done {chunk_files.HELD_JOINED}")
-        counts: dict[str, int] = dict(
-            self.con.execute("SELECT chunk, count(*) FILTER (done) FROM done GROUP BY 1").fetchall()
+    def _count_done(self) -> dict[str, int]:
+        """Adds to `open_rows`, and returns how many rows of the part need no further work, by their chunk's digest."""
+        self.con.execute(
+            f"CREATE OR REPLACE TEMP TABLE looked_at AS SELECT h.position, m.row_no, {chunk_files.DONE} AS done "
+            f"{chunk_files.HELD_JOINED}"
         )
-        self.con.execute("DROP TABLE done")
+        self.con.execute("INSERT INTO open_rows SELECT position, row_no FROM looked_at WHERE NOT done")
+        found = self.con.execute("SELECT position, count(*) FROM looked_at WHERE done GROUP BY 1").fetchall()
+        return {self._held[position].digest: rows for position, rows in found}
+
+    def _with_counts(self, chunks: Sequence[ChunkRef], done: Mapping[str, int]) -> list[ChunkRef]:
+        """Returns the chunks that stay in the plan, each with its number of rows that need no further work."""
         newest = max((chunk.run_no for chunk in chunks), default=0)
-        counted = [with_hints(chunk, counts.get(chunk.digest, 0), "unknown") for chunk in chunks]
+        counted = [with_hints(chunk, done.get(chunk.digest, 0), "unknown") for chunk in chunks]
         return [chunk for chunk in counted if stays_in_plan(chunk, newest)]
 
 
@@ -377,9 +332,9 @@ def _shorter(rows: int, last: int) -> str:
     )
 
 
-def make_plan(job: Job, state: State, access: Accesses, options: PlanOptions) -> Planned:
-    """Plans a run as :meth:`Planner.run` does."""
-    planner = Planner(job, state, access, options)
+def make_plan(job: Job, state: State, access: Accesses, options: PlanOptions, at_once: int = ROWS_AT_ONCE) -> Planned:
+    """Plans a run as :meth:`Planner.run` does, with parts of about ``at_once`` rows."""
+    planner = Planner(job, state, access, options, at_once)
     try:
         return planner.run()
     finally:

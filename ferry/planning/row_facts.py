@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ferry.core import Checked, ErrorClass, Revalidate, Status, date_over_at, how_to_revalidate
+from ferry.core import Checked, ErrorClass, Reason, Revalidate, Status, date_over_at, how_to_revalidate
 from ferry.job import Job
 from ferry.planning.rules import Latest, Mode, reason_to_do
 from ferry.state import MANIFEST_DIGEST
@@ -27,8 +27,16 @@ COPY_FACTS = ("has_copy", "said", "proof", "validators", "web", "checked_by", "o
 A_DAY_S = 86_400  # the longest time that a date names
 
 
+def load_rules(con: duckdb.DuckDBPyConnection, job: Job) -> None:
+    """Fills `retry_rules` with the rules of `delta.retry`, and makes what :func:`gather` needs; to be called once."""
+    con.create_function("date_over_at", date_over_at, ["VARCHAR"], "DOUBLE")
+    con.execute("CREATE TABLE retry_rules (error_class VARCHAR, after_s DOUBLE, runs BIGINT)")
+    rules = ((error.value, job.delta.rule(error)) for error in ErrorClass)
+    con.executemany("INSERT INTO retry_rules VALUES (?, ?, ?)", [[name, rule.after, rule.runs] for name, rule in rules])
+
+
 def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
-    """Fills `facts` for each usable row, from the ledger, the chunks and the manifest.
+    """Fills `facts` for each usable row of `manifest_rows`, from `latest`, `held` and the row itself.
 
     | column | content |
     |---|---|
@@ -49,18 +57,14 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
     confirmed a strong ETag. Without a strong ETag, a source's date more than a day in the future is a weak validator.
     """
     now = datetime.now(UTC)
-    con.create_function("date_over_at", date_over_at, ["VARCHAR"], "DOUBLE")
-    con.execute("CREATE OR REPLACE TABLE retry_rules (error_class VARCHAR, after_s DOUBLE, runs BIGINT)")
-    rules = ((error.value, job.delta.rule(error)) for error in ErrorClass)
-    con.executemany("INSERT INTO retry_rules VALUES (?, ?, ?)", [[name, rule.after, rule.runs] for name, rule in rules])
     said = MANIFEST_DIGEST.format(m="m")
     bytes_read_at = "coalesce(l.bytes_read_at, l.started_at, l.recorded_at)"
-    web = "starts_with(lower(coalesce(l.address, m.source)), 'http')"
+    web = "CASE WHEN l.address IS NULL THEN m.web ELSE starts_with(lower(l.address), 'http') END"
     # an ETag that changed without a change of the bytes (`size`) is not a validator
     strong = "(NOT starts_with(l.source_etag, 'W/') AND l.checked_by IS DISTINCT FROM 'size')"
     con.execute(
         f"""
-        CREATE TABLE facts AS
+        CREATE OR REPLACE TABLE facts AS
         SELECT m.row_id, m.row_no, l.row_id IS NOT NULL AS known, l.status, l.error_class, l.status_code,
                l.attempt, l.chunk = '' AND l.status <> 'pending' AS by_plan,
                l.settings_digest = $settings AS same_settings,
@@ -82,7 +86,7 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
                     WHEN m.etag IS NOT NULL THEN true
                     WHEN m.last_modified IS NULL OR l.row_id IS NULL THEN false
                     ELSE date_over_at(m.last_modified) <= epoch(
-                        CASE WHEN {strong} AND (l.checked_by = 'condition' OR (l.checked_by = 'head' AND NOT {web}))
+                        CASE WHEN {strong} AND (l.checked_by = 'condition' OR (l.checked_by = 'head' AND NOT ({web})))
                              THEN l.started_at ELSE {bytes_read_at} END) END AS proof,
                CASE WHEN {strong} THEN 'strong'
                     WHEN l.source_last_modified IS NULL THEN CASE WHEN l.source_etag IS NULL THEN 'none' ELSE 'weak' END
@@ -93,20 +97,20 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
                {bytes_read_at} NOT BETWEEN $now - to_seconds($valid_s) AND $now + to_seconds($valid_s) AS old,
                coalesce(coalesce(l.consecutive_failures, 1) < r.runs
                         AND l.recorded_at NOT BETWEEN $now - to_seconds(r.after_s) AND $now, false) AS due
-        FROM manifest m LEFT JOIN latest l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
+        FROM manifest_rows m LEFT JOIN latest l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
                LEFT JOIN (SELECT row_id, max(attempt) AS attempt FROM held WHERE NOT stale GROUP BY 1) h
                ON h.row_id = m.row_id LEFT JOIN retry_rules r ON r.error_class = l.error_class
-        WHERE m.error_class IS NULL AND m.row_id NOT IN (SELECT row_id FROM problems)
+        WHERE m.error_class IS NULL AND m.row_no NOT IN (SELECT row_no FROM problems)
         """,
         {"settings": job.settings_digest(), "run_no": run_no, "now": now, "valid_s": job.delta.revalidate_after},
     )
 
 
-def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *, delta: bool) -> None:
-    """Fills `todo` with the rows for new chunks and their reasons, and `revalidations` with how copies are rechecked.
+def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *, delta: bool) -> int:
+    """Adds to `todo` the rows of `facts` for new chunks with their reasons; returns how many failed for good.
 
-    `revalidations` has only rows of `todo`, and pending rows of listed chunks. ``classes`` are the error classes that
-    the mode `retry` takes; empty takes all.
+    It fills `revalidations` with how the copies of these rows, and of pending rows of listed chunks, are rechecked.
+    ``classes`` are the error classes that the mode `retry` takes; empty takes all. ``drawn`` is a random order.
     """
     names = (*LEDGER_FACTS, *COPY_FACTS)
     columns = ", ".join(names)
@@ -137,13 +141,21 @@ def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *
     con.execute(
         f"CREATE TABLE decided AS SELECT f.*, d.* FROM facts f JOIN cases c ON {same} JOIN decisions d USING (number)"
     )
+    reasons = "', '".join(Reason)
     con.execute(
-        "CREATE TABLE todo AS SELECT row_id, row_no, reason, coalesce(attempt, 0) + 1 AS attempt, consecutive_failures "
-        "FROM decided WHERE reason IS NOT NULL"
+        f"""
+        CREATE TABLE IF NOT EXISTS todo (
+            row_no BIGINT, reason ENUM ('{reasons}'), attempt INTEGER, consecutive_failures INTEGER, drawn UBIGINT
+        );
+        INSERT INTO todo SELECT row_no, reason, coalesce(attempt, 0) + 1, consecutive_failures,
+                                ('0x' || row_id[:16])::UBIGINT FROM decided WHERE reason IS NOT NULL;
+        CREATE OR REPLACE TABLE revalidations AS SELECT row_id, row_no, revalidate FROM decided
+        WHERE revalidate IS NOT NULL AND (reason IS NOT NULL OR held)
+        """
     )
-    con.execute(
-        "CREATE TABLE revalidations AS SELECT row_id, revalidate FROM decided "
-        "WHERE revalidate IS NOT NULL AND (reason IS NOT NULL OR held)"
-    )
-    for name in ("retry_rules", "cases", "decisions", "decided"):  # writing chunks needs their memory
+    (failed,) = con.execute(
+        "SELECT count(*) FROM decided WHERE status = 'failed' AND NOT held AND reason IS NULL"
+    ).fetchall()[0]
+    for name in ("cases", "decisions", "decided", "facts"):  # large; later steps need their memory
         con.execute(f"DROP TABLE {name}")
+    return int(failed)

@@ -18,11 +18,8 @@ ROWS_PER_HOST = 3  # at least
 READY_ROWS = 10_000  # that a run keeps ready, in the manifest's order
 MEASURED_ROWS = 20_000  # to measure the rate; a fast run does not end before its time is over
 _TO_DO = f"""
-    SELECT s.row_id, m.row_no, {host_sql("m.source")} AS host, m.size
-    FROM selected s JOIN manifest m USING (row_id) WHERE s.reason <> 'revalidate'
-    UNION ALL
-    SELECT h.row_id, m.row_no, {host_sql("m.source")} AS host, m.size {chunk_files.HELD_JOINED}
-    WHERE NOT {chunk_files.DONE}
+    SELECT m.row_id, m.row_no, {host_sql("m.source")} AS host, m.size FROM manifest m
+    WHERE m.row_no IN (SELECT row_no FROM selected WHERE reason <> 'revalidate' UNION ALL SELECT row_no FROM open_rows)
 """
 
 
@@ -95,7 +92,7 @@ def _write(con: duckdb.DuckDBPyConnection, state: State, table: str) -> list[Chu
     """Writes the rows of a table as one chunk, if there are any."""
     con.execute("DROP TABLE IF EXISTS to_do; DROP TABLE IF EXISTS selected")
     con.execute(
-        "CREATE TABLE selected AS SELECT row_id, row_no, 'new' AS reason, 1::BIGINT AS attempt, "
+        "CREATE TABLE selected AS SELECT row_no, 'new' AS reason, 1::BIGINT AS attempt, "
         f"0::BIGINT AS consecutive_failures FROM {table} JOIN manifest USING (row_id)"
     )
     return chunk_files.write_chunks(con, state, 1, MEASURED_ROWS, base=True)

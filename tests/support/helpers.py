@@ -20,6 +20,7 @@ from ferry.core.records import ErrorClass, Outcome, Reason, Row, Status
 from ferry.job.model import Job
 from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.planner import make_plan
+from ferry.planning.row_parts import ROWS_AT_ONCE
 from ferry.planning.rules import Mode
 from ferry.state import lease, ledger, parquet
 from ferry.state.counts import Counts, count
@@ -108,9 +109,11 @@ def plan(
     *,
     server: Access = Access(),
     source: Access | None = None,
+    at_once: int = ROWS_AT_ONCE,
     **ask: Any,
 ) -> Planned:
-    return make_plan(job, state, Accesses(source or server, server), PlanOptions(run_no=run_no, mode=mode, **ask))
+    options = PlanOptions(run_no=run_no, mode=mode, **ask)
+    return make_plan(job, state, Accesses(source or server, server), options, at_once)
 
 
 def chunk_rows(state: State, ref: ChunkRef) -> list[Row]:

@@ -10,7 +10,7 @@ import pytest
 
 from ferry.core.errors import UserError
 from ferry.core.records import ErrorClass, Outcome, Status
-from ferry.planning.collisions import ProblemCounts, find_collisions, find_superseded, write_outcomes
+from ferry.planning.collisions import ProblemCounts, find_collisions, find_superseded, find_unrecorded, write_outcomes
 from ferry.state import ledger
 from ferry.storage.directory.files import FoldedName
 from tests.support.helpers import by_key, directory_state, later, latest, make_outcome
@@ -30,6 +30,7 @@ class List:
         self.con.execute(
             "CREATE TABLE manifest (row_id VARCHAR, row_no BIGINT, source VARCHAR, key VARCHAR, deferred_key BOOLEAN, "
             "id VARCHAR, size BIGINT, error_class VARCHAR, message VARCHAR, md5 VARCHAR, sha256 VARCHAR); "
+            "CREATE VIEW manifest_rows AS FROM manifest; "
             "CREATE TABLE superseded (row_id VARCHAR); "
             "CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)"
         )
@@ -317,6 +318,7 @@ def test_what_is_wrong_becomes_an_outcome_once(rows: List) -> None:
     }
     rows.put(given, known)
     assert rows.problems() == {"6": same(5)}
+    find_unrecorded(rows.con)
     write_outcomes(rows.con, rows.state, 5, "how")
     written = {row_id: outcome for row_id, outcome in latest(rows.state).items() if outcome.run_no == 5}
     assert {row_id: (o.status, o.error_class, o.attempt) for row_id, o in written.items()} == {
@@ -329,5 +331,7 @@ def test_what_is_wrong_becomes_an_outcome_once(rows: List) -> None:
     assert (one.retryable, one.requests) == (False, 0)
     assert (written["6"].source, written["6"].key) == ("s", "a")
     rows.con.execute("INSERT INTO superseded VALUES ('4')")
+    rows.con.execute("DROP TABLE unrecorded")
+    find_unrecorded(rows.con)
     write_outcomes(rows.con, rows.state, 6, "how")
     assert "copied" not in by_key(rows.state)

@@ -18,7 +18,8 @@ from ferry.core.records import ErrorClass, Reason, Row, Status
 from ferry.job.model import Job
 from ferry.manifest import load
 from ferry.manifest.normalize import normalise
-from ferry.planning import chunk_files, planner
+from ferry.planning import planner
+from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.rules import Mode
 from ferry.state import lease, ledger, parquet
 from ferry.state.bucket import open_state
@@ -35,6 +36,7 @@ from ferry.state.plan_file import (
     read_plan,
     set_plan_aside,
 )
+from ferry.storage.access import Access
 from ferry.transfer.chunk_rows import read_chunk
 from tests.support.helpers import (
     FAILED_404,
@@ -106,14 +108,15 @@ def test_the_first_plan_cuts_base_chunks(tmp_path: Path, state: DirectoryState) 
 
 
 @pytest.mark.parametrize("span", [1, 7, 25])
-def test_rows_are_cut_span_by_span(span: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_cut_span_by_span(span: int, tmp_path: Path) -> None:
     """Sorting a few rows at a time gives the same chunks as sorting all."""
     lines = [*urls(*range(25)), ["no address"], *urls(*range(30, 40))]
     write_list(tmp_path / "list.csv", lines)
     job = job_in(tmp_path, chunk_rows=10)
     at_once = plan(job, directory_state(tmp_path, "at once"))
-    monkeypatch.setattr(chunk_files, "SORTED_ROWS", span)
-    in_spans = plan(job, directory_state(tmp_path, "in spans"))
+    in_spans = planner.make_plan(
+        job, directory_state(tmp_path, "in spans"), Accesses(Access(), Access()), PlanOptions(1), span
+    )
     assert [ref.rows for ref in at_once.chunks] == [10, 10, 10, 5]
     assert [ref.digest for ref in in_spans.chunks] == [ref.digest for ref in at_once.chunks]
 

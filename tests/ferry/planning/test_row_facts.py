@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ferry.core.records import Checked, ErrorClass, Row, Status
-from ferry.planning.row_facts import decide, gather
+from ferry.planning.row_facts import decide, gather, load_rules
 from ferry.state import ledger
 from ferry.state.parquet import manifest_digest_of
 from tests.support.helpers import directory_state, make_job, make_outcome
@@ -41,8 +41,9 @@ class Planning:
         self.con.execute(
             "CREATE TABLE manifest (row_id VARCHAR, row_no BIGINT, source VARCHAR, size BIGINT, md5 VARCHAR, "
             "sha256 VARCHAR, etag VARCHAR, last_modified VARCHAR, error_class VARCHAR);"
-            "CREATE TABLE superseded (row_id VARCHAR); CREATE TABLE problems (row_id VARCHAR);"
-            "CREATE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, position INTEGER, stale BOOLEAN)"
+            "CREATE VIEW manifest_rows AS SELECT *, starts_with(lower(source), 'http') AS web FROM manifest;"
+            "CREATE TABLE superseded (row_id VARCHAR); CREATE TABLE problems (row_no BIGINT);"
+            "CREATE TABLE held (row_id VARCHAR, attempt BIGINT, position INTEGER, stale BOOLEAN)"
         )
 
     def put(self, row: dict[str, Any], known: dict[str, Any] | None, run_no: int = 2, **settings: Any) -> None:
@@ -58,7 +59,9 @@ class Planning:
             outcome = make_outcome("1", **{"source": URL, "key": "1.jpg", **times, **known})
             ledger.append_outcomes(self._state, [outcome], outcome.run_no, "c", 0)
         ledger.create_latest(self.con, self._state)
-        gather(self.con, make_job(mode="delta", **settings), run_no)
+        job = make_job(mode="delta", **settings)
+        load_rules(self.con, job)
+        gather(self.con, job, run_no)
 
     def facts(self) -> Any:
         return self.con.sql("SELECT * FROM facts").to_arrow_table().to_pylist()
@@ -121,7 +124,7 @@ def test_a_key_that_another_row_wrote_since(planning: Planning) -> None:
 def test_rows_that_are_decided_are_left_out(left_out: str, planning: Planning) -> None:
     """Unusable rows, duplicates and collisions have no facts."""
     if left_out == "problem":
-        planning.con.execute("INSERT INTO problems VALUES ('1')")
+        planning.con.execute("INSERT INTO problems VALUES (7)")
     planning.put({"error_class": "bad_url" if left_out == "error" else None}, {})
     assert planning.facts() == []
 
@@ -143,7 +146,7 @@ def test_whether_a_chunk_holds_the_row(
 ) -> None:
     """A row is held if a chunk that is not stale has it for an attempt that the ledger does not have."""
     for attempt, stale in attempts:
-        planning.con.execute("INSERT INTO held VALUES ('1', ?, 'c', 0, ?)", [attempt, stale])
+        planning.con.execute("INSERT INTO held VALUES ('1', ?, 0, ?)", [attempt, stale])
     planning.put({}, known)
     assert [found["held"] for found in planning.facts()] == [held]
 
@@ -311,7 +314,7 @@ def test_what_is_to_do(
     assert planning.con.execute("SELECT reason, attempt, consecutive_failures FROM todo").fetchall() == todo
     assert [look for (look,) in planning.con.execute("SELECT revalidate FROM revalidations").fetchall()] == looks
     left = {name for (name,) in planning.con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-    assert left.isdisjoint({"retry_rules", "cases", "decisions", "decided"})
+    assert left.isdisjoint({"cases", "decisions", "decided", "facts"})
 
 
 @pytest.mark.parametrize(("classes", "todo"), [((), ["retry"]), (("not_found",), ["retry"]), (("timeout",), [])])
