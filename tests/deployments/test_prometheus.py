@@ -18,7 +18,7 @@ from tests.support.monitoring import FOLDER, NodeExporter, Prometheus, Pushgatew
 
 pytestmark = pytest.mark.slow
 DASHBOARD = json.loads((ROOT / "deployments" / "grafana" / "ferry.json").read_text())
-SEEN_S = 30.0  # it scrapes every second
+SEEN_S = 60.0  # it scrapes every second; a busy machine may take longer
 
 
 class Watch:
@@ -92,12 +92,14 @@ def test_live_and_last_runs(project: Project, origin: Origin, prefect_api: Prefe
     watch.sees(verdict % "failed")
     assert watch.prometheus.query(f"ferry_last_run_success_timestamp_seconds{mine}") == []
 
-    origin.latency_s = 0.5
+    origin.latency_s = 2.0
     project.job(failure_budget=1, concurrency=2)
     project.manifest([bad, *rows])
     process = project.fork("run", "job.yaml", "--json", env=watch.env)
     watch.sees(verdict % "running")
-    wait_for("the alert to end", lambda: not watch.prometheus.alerts(), SEEN_S)
+    failed = ("FerryRunFailed", project.name)
+    wait_for("the alert to end", lambda: failed not in watch.prometheus.alerts(), SEEN_S)
+    assert process.poll() is None
     wait_for("outcomes", lambda: len(fold(project.state)) > 8)
     process.kill()
     wait_for("the page to go", lambda: not watch.prometheus.query(f"ferry_run_info{mine}"), SEEN_S)
@@ -108,11 +110,12 @@ def test_live_and_last_runs(project: Project, origin: Origin, prefect_api: Prefe
     process = project.fork("run", "job.yaml", "--json", env=watch.env)
     while_live = [query for query in queries() if "success" not in query]
     wait_for("series for each query", lambda: all(map(watch.prometheus.query, while_live)), 90)
+    origin.latency_s = 0
     counts = Cli.end(process, ("run",)).expect(0).json["counts"]
     assert (counts["copied"] + counts["unchanged"], counts["failed"]) == (len(bodies), 2)
     watch.sees(verdict % "completed")
     watch.sees(f"ferry_last_run_success_timestamp_seconds{mine}")
     assert [query for query in queries() if "last_run" in query and not watch.prometheus.query(query)] == []
     assert watch.prometheus.query("node_textfile_scrape_error")[0]["value"][1] == "0"
-    assert watch.prometheus.alerts() == set()
+    assert failed not in watch.prometheus.alerts()
     assert project.stored().keys() == bodies.keys()
