@@ -16,8 +16,8 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterKey,
+    ArtifactCollectionFilter,
+    ArtifactCollectionFilterKey,
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
@@ -189,9 +189,10 @@ def publish(client: SyncPrefectClient, own: FlowRun, now: datetime) -> None:
     bad = sum(bool(trouble(row, now)) for row in rows)
     description = f"{len(rows):,} {'job' if len(rows) == 1 else 'jobs'}, {bad:,} in trouble"
     data = markdown(rows, now)
-    there = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[KEY])), limit=1)
+    of_ferry = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=[KEY]))
+    there = client.read_latest_artifacts(artifact_filter=of_ferry, limit=1)
     if there:
-        client.update_artifact(there[0].id, ArtifactUpdate(data=data, description=description))
+        client.update_artifact(there[0].latest_id, ArtifactUpdate(data=data, description=description))
     else:
         client.create_artifact(ArtifactCreate(key=KEY, type="markdown", data=data, description=description))
 

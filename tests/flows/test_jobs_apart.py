@@ -88,6 +88,13 @@ def test_a_long_job_and_a_short_one(
         assert [one["flow_run"] for one in shown[f"a-{shop.mark}"]["running"]] == [a]
         assert f"| b-{shop.mark} | [Completed](/runs/flow-run/{row['last']['flow_run']}) |" in artifact(prefect_api)
 
+        asked = {
+            "event": {"name": ["ferry.run.ended"]},
+            "resource": {"id": [f"prefect.flow-run.{row['last']['flow_run']}"]},
+        }
+        (event,) = prefect_api.post("events/filter", {"filter": asked})["events"]
+        assert {one["prefect.resource.role"] for one in event["related"]} >= {"flow", "deployment", "work-pool", "tag"}
+
         refused = shop.cli.run(["run", "jobs/b.yaml", "--on", f"migrate/a-{shop.mark}"], shop.folder).expect(2)
         assert f"the deployment is of the job `a-{shop.mark}`" in refused.stderr
         slow.latency_s = 0.0
