@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ferry.core import ErrorClass, Outcome, Reason, Status, UserError, redact, short
 from ferry.planning.contenders import (
-    HASHES_AT_ONCE,
     NAMED_BY_DIGEST,
+    ROWS_AT_ONCE,
     find_contenders,
     find_repeated,
     hash_conditions,
@@ -54,7 +54,7 @@ _TRIED = f"""(status IN ('copied', 'unchanged', 'pending', 'removed') OR (status
 
 
 def find_superseded(
-    con: duckdb.DuckDBPyConnection, ledger: Iterable[object] = (None,), at_once: int = HASHES_AT_ONCE
+    con: duckdb.DuckDBPyConnection, ledger: Iterable[object] = (None,), at_once: int = ROWS_AT_ONCE
 ) -> None:
     """Fills `superseded`: rows that have a copy by the ledger, but whose key another row has written since.
 
@@ -108,7 +108,7 @@ def find_collisions(
     name_folding: Callable[[], Collection[FoldedName]] = tuple,
     spans: Sequence[str] = ("true",),
     ledger: Iterable[object] = (None,),
-    at_once: int = HASHES_AT_ONCE,
+    at_once: int = ROWS_AT_ONCE,
 ) -> ProblemCounts:
     """Fills `problems` with the duplicates and key collisions among the usable rows, and returns all counts.
 

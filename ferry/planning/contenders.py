@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import duckdb
 
-HASHES_AT_ONCE = 4_000_000  # that are grouped at once, in about 250 MB
+ROWS_AT_ONCE = 1_000_000  # of one part of a plan, on average
+HASHES = 4  # that take about as much memory as a row when they are grouped, 60 bytes each
 # objects with one key that contains the digest are equal
 NAMED_BY_DIGEST = "(deferred_key AND contains(replace(key, '{{', ''), '{sha256}'))"
 _PARENT = "regexp_replace({}, '/[^/]*$', '')"
@@ -32,10 +33,10 @@ def hash_conditions(con: duckdb.DuckDBPyConnection, table: str, column: str, at_
     return [f"{column} BETWEEN {low} AND {high - 1}" for low, high in pairwise(ends)]
 
 
-def find_repeated(con: duckdb.DuckDBPyConnection, table: str, column: str, at_once: int = HASHES_AT_ONCE) -> None:
+def find_repeated(con: duckdb.DuckDBPyConnection, table: str, column: str, at_once: int = ROWS_AT_ONCE) -> None:
     """Fills `repeated` with the hashes in a column that occur more than once."""
     con.execute("CREATE OR REPLACE TABLE repeated (hash UBIGINT)")
-    for condition in hash_conditions(con, table, column, at_once):
+    for condition in hash_conditions(con, table, column, HASHES * at_once):
         con.execute(
             f"INSERT INTO repeated SELECT {column} FROM {table} WHERE {condition} GROUP BY 1 HAVING count(*) > 1"
         )
@@ -48,7 +49,7 @@ def find_contenders(
     ledger: Iterable[object],
     *,
     for_directory: bool,
-    at_once: int = HASHES_AT_ONCE,
+    at_once: int = ROWS_AT_ONCE,
 ) -> None:
     """Fills `contenders` with the usable rows that may share a key with another row, and `marks` with their outcomes.
 
@@ -69,7 +70,7 @@ def find_contenders(
     find_repeated(con, "key_hashes", "hash", at_once)
     _add(con, "hash IN (FROM repeated)")
     con.execute("CREATE OR REPLACE TABLE repeated (hash UBIGINT)")
-    for condition in hash_conditions(con, "key_hashes", "folded", at_once):
+    for condition in hash_conditions(con, "key_hashes", "folded", HASHES * at_once):
         con.execute(
             f"INSERT INTO repeated SELECT folded FROM key_hashes WHERE {condition} AND folded IS NOT NULL "
             "GROUP BY 1 HAVING min(hash) <> max(hash)"
@@ -116,7 +117,7 @@ def _find_files(con: duckdb.DuckDBPyConnection, spans: Sequence[str], at_once: i
             found = con.execute("INSERT INTO folder_hashes SELECT hash(folder) FROM level").fetchall()
             if not found[0][0]:
                 break
-    for condition in hash_conditions(con, "folder_hashes", "hash", at_once):
+    for condition in hash_conditions(con, "folder_hashes", "hash", HASHES * at_once):
         con.execute(
             f"INSERT INTO files SELECT DISTINCT name FROM key_hashes WHERE {condition.replace('hash', 'name')} "
             f"AND name IN (SELECT hash FROM folder_hashes WHERE {condition})"

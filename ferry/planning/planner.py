@@ -39,6 +39,7 @@ from ferry.job import Job
 from ferry.manifest import NORMALISED, LoadedManifest, load_manifest
 from ferry.planning import chunk_files, collisions, row_facts
 from ferry.planning.collisions import ProblemCounts
+from ferry.planning.contenders import ROWS_AT_ONCE
 from ferry.planning.earlier import Earlier, read_earlier
 from ferry.planning.existing_objects import (
     are_hints_needed,
@@ -52,7 +53,7 @@ from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.overlaps import refuse_overlaps
 from ferry.planning.preview import Preview, preview
 from ferry.planning.removed import find_removed
-from ferry.planning.row_parts import ROWS_AT_ONCE, RowParts
+from ferry.planning.row_parts import RowParts
 from ferry.planning.rules import auto_chunk_rows, expected_rows, much_shorter, stays_in_plan
 from ferry.planning.sample import draw_sample
 from ferry.state import (

@@ -12,7 +12,6 @@ from ferry.state import EVERY_ROW, ChunkRef, OpenLedger, RowRange, State, row_ra
 if TYPE_CHECKING:
     import duckdb
 
-ROWS_AT_ONCE = 1_000_000  # of one part, on average
 _COLUMNS = """row_id, row_no, size, md5, sha256, etag, last_modified, content_type, alternatives, error_class,
               starts_with(lower(source), 'http') AS web"""
 
@@ -37,7 +36,11 @@ class RowParts:
         self.ledger = LedgerParts(ledger, row_ranges(rows, at_once) if self.joined else [EVERY_ROW])
         self._spooled = len(self.ledger.ranges) > 1
         if self._spooled:
-            self._spool()
+            try:
+                self._spool()
+            except BaseException:  # a damaged chunk, or a full disk
+                self.close()
+                raise
 
     def _spool(self) -> None:
         position_chunks(self._con, self._chunks)

@@ -18,7 +18,7 @@ import duckdb
 
 from ferry.core.errors import ChunkIncomplete
 from ferry.job.model import Job
-from ferry.planning.row_parts import ROWS_AT_ONCE
+from ferry.planning.contenders import ROWS_AT_ONCE
 from ferry.state import ledger, parquet
 from ferry.state.files import DirectoryState, State
 from ferry.state.ledger import connection

@@ -188,3 +188,12 @@ def test_parts_give_what_the_whole_gives(seed: int, tmp_path: Path, monkeypatch:
     assert Scenario(tmp_path / "parts", seed, 7).story() == whole
     if pa.__version__ == WRITER:
         assert digest(whole) == BEFORE[seed]
+
+
+def test_a_refused_plan_leaves_nothing_in_the_spool(tmp_path: Path) -> None:
+    """Parts that were written for the joins are deleted if a chunk file turns out to be damaged."""
+    scenario = Scenario(tmp_path / "parts", 4, 7)
+    digests = scenario.plan(1)["in plan"]
+    scenario.state.write(f"chunks/{digests[-1]}.parquet", b"not Parquet")
+    assert "missing or damaged" in scenario.plan(2, mode="pass", returned=digests)["refused"]
+    assert not [path for path in scenario.state.spool_dir.rglob("*") if path.is_file()]
