@@ -1,8 +1,7 @@
 """Work of the engine's in a process of its own, and how much memory it took at most.
 
 `python -m tests.faults.measured plan|move|fold SETUP.json` prints a line of JSON. In the setup, `cores` is how many
-DuckDB finds in the machine, `memory` how much it may take, and `at_once` how many rows a part of a plan has; without
-them it is as it is.
+DuckDB finds in the machine, and `memory` how much it may take; without them it is as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import duckdb
 
 from ferry.core.errors import ChunkIncomplete
 from ferry.job.model import Job
-from ferry.planning.contenders import ROWS_AT_ONCE
 from ferry.state import ledger, parquet
 from ferry.state.files import DirectoryState, State
 from ferry.state.ledger import connection
@@ -43,7 +41,7 @@ def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
         ledger.compact_ledger(state, 1)
         return {"peak_mb": peak_mb()}
     if what == "plan":
-        planned = helpers.plan(job, state, server=access, at_once=setup.get("at_once", ROWS_AT_ONCE))
+        planned = helpers.plan(job, state, server=access)
         return {"rows": planned.rows, "chunks": len(planned.chunks), "peak_mb": peak_mb()}
     plan = read_plan(state)
     assert plan is not None

@@ -101,20 +101,6 @@ def test_planning_on_a_machine_of_many_cores(rows: int, cores: int, tmp_path: Pa
     tried(f"plan of {rows:,} rows on {cores} cores within {PLAN_MB:,} MB (took {planned['peak_mb']:,.0f})")
 
 
-def test_planning_in_parts_on_many_cores(tmp_path: Path, tried: Callable[..., None]) -> None:
-    """A plan in several parts, first and again over the ledger, fits into less memory than one in a single part."""
-    rows, parts = some(250_000, 4_000_000), 4
-    job, state = long_list(tmp_path, rows), DirectoryState(tmp_path / "state")
-    few = {"cores": 16, "memory": MEMORY, "at_once": rows // parts}
-    first = measured("plan", job, Access(), tmp_path, **few)
-    write_outcomes(state, rows, 4)  # of rows that the manifest does not have: the joins are as large
-    again = measured("plan", job, Access(), tmp_path, **few)
-    assert (first["rows"], again["rows"]) == (rows, rows)
-    peak = max(first["peak_mb"], again["peak_mb"])
-    assert peak <= PLAN_MB
-    tried(f"plans of {rows:,} rows in {parts} parts on 16 cores within {PLAN_MB:,} MB (took {peak:,.0f})")
-
-
 @pytest.mark.parametrize(("rows", "cores"), MACHINES)
 def test_folding_on_a_machine_of_many_cores(rows: int, cores: int, tmp_path: Path, tried: Callable[..., None]) -> None:
     """So does the fold of a run that moved everything."""
