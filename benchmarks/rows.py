@@ -11,6 +11,9 @@ looked at twice a second.
 | rerun | the plan of the same list once every row is done |
 | delta plan | of a list in which 1% of the rows have other ETags |
 | delta fold | of the outcomes of these |
+| status, failures, report, export | what the commands read and write, without their start |
+| verify --list | the ledger beside a listing that has all of its objects |
+| prove | of a verification that is over, with such a listing |
 """
 
 from __future__ import annotations
@@ -18,15 +21,23 @@ from __future__ import annotations
 import argparse
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from benchmarks.nights import CHANGED, Cost, apart, fold, plan, settle
+from ferry.core import Progress
+from ferry.cutover import export
 from ferry.job import Job
+from ferry.proof import Readings, Verification, write_proof
+from ferry.reconcile import EVERYTHING, beside_listing, compare_with_listing
+from ferry.report import make_report
+from ferry.state import FailureFilter, State, count, failure_groups, folded_ledger
 from ferry.state.files import DirectoryState
+from ferry.storage import ObjectInfo
 
 
 def write_list(path: Path, rows: int, version: str) -> None:
@@ -44,6 +55,46 @@ def make_job(folder: Path, mode: str) -> Job:
     there.mkdir(exist_ok=True)
     values = {"name": "rows", "manifest": str(folder / "list.parquet"), "mode": mode, "on_existing": "overwrite"}
     return Job.model_validate({**values, "destination": {"uri": f"file://{there}/"}})
+
+
+def status(root: Path) -> int:
+    with folded_ledger(DirectoryState(root)) as con:
+        return count(con).planned
+
+
+def failures(root: Path) -> int:
+    with folded_ledger(DirectoryState(root)) as con:
+        return len(failure_groups(con, FailureFilter()))
+
+
+def verify_list(root: Path) -> int:
+    state = DirectoryState(root)
+    return sum(
+        compare_with_listing(outcomes, listed, 9, Progress()).checked
+        for outcomes, listed in beside_listing(state, _pages(state), 5_000)
+    )
+
+
+def prove(root: Path, job: Job) -> str:
+    state, now = DirectoryState(root), datetime.now(UTC)
+    done = Verification("whole", now, now, 0, 0, 0, 0, 0, 0, {})
+    readings = Readings(root.parent / "readings.csv").path
+    return write_proof(state, job, readings, done, EVERYTHING, lambda: _pages(state)).name
+
+
+def _pages(state: State) -> Iterator[Sequence[ObjectInfo]]:
+    with folded_ledger(state) as con:
+        found = con.execute("SELECT key, size, dest_etag FROM latest WHERE status = 'copied'")
+        while lines := found.fetchmany(1000):
+            yield [ObjectInfo(key, size, etag, None) for key, size, etag in lines]
+
+
+def report(root: Path, job: Job) -> int:
+    return len(make_report(job, DirectoryState(root)))
+
+
+def write_export(root: Path, job: Job, form: str) -> int:
+    return export(DirectoryState(root), job, root.parent / f"map.{form}", at=datetime.now(UTC)).rows
 
 
 def measure(step: str, spool: Path, work: Callable[..., Any], *given: Any) -> Cost:
@@ -94,6 +145,12 @@ def main() -> None:
             if mode == "full":
                 again = measure("rerun", state.spool_dir, plan, job, state.root, 2)
                 assert not again.answer.todo, again.answer.todo
+        for step, work, given_too in (
+            ("status", status, ()), ("failures", failures, ()), ("verify --list", verify_list, ()),
+            ("export csv", write_export, (job, "csv")), ("export parquet", write_export, (job, "parquet")),
+            ("prove", prove, (job,)), ("report", report, (job,)),
+        ):  # fmt: skip
+            measure(step, state.spool_dir, work, state.root, *given_too)
         print(f"\nrows of the delta run: {planned.answer.todo}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ferry.core.records import ErrorClass, Status
+from ferry.core.records import ErrorClass, Outcome, Status
 from ferry.reconcile import beside_listing, count_expected, listing
 from ferry.state.ledger import append_outcomes, compact_ledger
 from ferry.storage.object_info import ObjectInfo
@@ -37,7 +37,8 @@ def test_each_row_once_beside_its_object(at_once: int, tmp_path: Path, monkeypat
     def pages() -> Iterator[list[ObjectInfo]]:
         yield [*there.values(), ObjectInfo("other.jpg", 1, None, None)]
 
-    found, listed = [], {}
+    found: list[Outcome] = []
+    listed: dict[str, ObjectInfo] = {}
     for part, (rows, objects) in enumerate(beside_listing(state, pages(), 4)):
         assert len(rows) <= 4
         assert set(objects) <= {row.key for row in rows}
