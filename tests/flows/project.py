@@ -390,7 +390,8 @@ def _lines(path: Path, *_: int) -> list[dict[str, Any]]:
 
 
 def _order(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    return line["run_no"], line["recorded_at"], line["attempt"]
+    is_copy = line["status"] not in ("failed", "skipped")
+    return line["run_no"], line["attempt"], is_copy, line["recorded_at"]
 
 
 def serve(origin: Origin, count: int, folder: str = "images") -> tuple[list[dict[str, str]], dict[str, bytes]]:

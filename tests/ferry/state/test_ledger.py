@@ -62,6 +62,25 @@ def test_the_latest_run_wins_then_the_latest_time(state: DirectoryState) -> None
     assert {o.message for o in latest(state).values()} == {"run 2", "late"}
 
 
+def test_a_late_failure_does_not_hide_a_copy(state: DirectoryState) -> None:
+    """Two processes may have worked on one attempt. A later run or attempt counts, whatever it found."""
+    first = [make_outcome(row, recorded_at=later(0)) for row in range(4)]
+    unchanged = [make_outcome(4, Status.UNCHANGED, recorded_at=later(0))]
+    append_outcomes(state, first + unchanged, 1, "c", 0)
+    late = {"recorded_at": later(99), "error_class": ErrorClass.TIMEOUT, "retryable": True}
+    failed = [make_outcome(row, Status.FAILED, **late) for row in (0, 4)]
+    again = [
+        make_outcome(1, Status.FAILED, attempt=2, **late),
+        make_outcome(3, Status.REMOVED, recorded_at=later(9)),
+    ]
+    append_outcomes(state, failed + again, 1, "c", 1)
+    append_outcomes(state, [make_outcome(2, Status.FAILED, run_no=2, **late)], 2, "c", 0)
+    expected = ["copied", "failed", "failed", "removed", "unchanged"]
+    for _ in range(2):
+        assert [latest(state)[row_id(row)].status for row in range(5)] == expected
+        compact_ledger(state, 2)
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     lines=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 5)), unique=True, max_size=25),
