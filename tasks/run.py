@@ -19,7 +19,7 @@ from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
 from ferry.http import Auth
 from ferry.job import Job
 from ferry.processes import PlannerProcess, PlanRequest
-from ferry.ratelimit import LimitsFollower
+from ferry.ratelimit import LimitsFollower, Share
 from ferry.reconcile import PruneResult
 from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, read_plan, read_predicted
 from ferry.storage import Access, ends_too_early, run_preflight
@@ -85,7 +85,7 @@ class Run:
         """Returns a view of this run for progress reports."""
         return RunView(
             self.job.name, self.job.mode, self.runtime.progress, lambda: self.planned, self.chunk_problems,
-            self.runtime.all_hosts, lambda: self.pool.processes,
+            self.runtime.all_hosts, lambda: self.pool.all_processes,
         )  # fmt: skip
 
     def file(self, name: str) -> str:
@@ -194,13 +194,13 @@ def open_run(
         runtime = Runtime(
             limited, state, lease, run_no,
             source_access=source, destination_access=destination, headers=headers, auth=auth, limit=limit,
-            share=share,
+            share=Share(share, share),
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
         setup = Setup(
-            limited, state.uri, str(state_location.cache_root()), source, destination, headers, run_no, share,
-            log_format.run_fields, auth=auth,
+            limited, state.uri, str(state_location.cache_root()), source, destination, headers, run_no,
+            Share(share, share), log_format.run_fields, auth=auth,
         )  # fmt: skip
         pool = WorkerPool(runtime, lease, setup, most, follower)
         stack.callback(pool.close)

@@ -71,7 +71,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     run.pool.transferring = True
     while futures or (waiting and not run.runtime.stopping):
         if run.pool.adjust():
-            get_run_logger().info("now %d engine processes, since one core limited the rate", run.pool.processes)
+            get_run_logger().info("now %d engine processes, since one core limited the rate", run.pool.all_processes)
         for change in run.pool.follow_limits():
             get_run_logger().info("%s", change)
         while waiting and not run.runtime.stopping and has_room(run, waiting[0], len(futures)):

@@ -35,6 +35,10 @@ class Fatal(FerryError):
     """The run cannot continue: destination, credentials, state or spool disk fail. Rows stay pending."""
 
 
+class Unreachable(Fatal):
+    """The store of the state does not answer now; :class:`ferry.state.PatientState` waits for it."""
+
+
 class Refused(Fatal):
     """The destination refuses a write: every write, or this key alone (Store.put tests which)."""
 

@@ -228,6 +228,8 @@ class Job(_Model):
     """Fixed limits on the load of origin hosts and of the destination."""
     processes: Annotated[int, Field(ge=1, le=16, title="number")] | Auto = "auto"
     """Number of transfer processes. `auto` starts with one, and adds one when CPU limits the rate, a core is idle, and the job sets neither `concurrency` nor `limits`. With a number, all limits are divided among the processes."""
+    machines: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Number of machines that transfer at a time: the run's own, and workers of its work pool that take shards of the plan (docs/how-to/scale.md). All limits hold for the machines together. The state, the destination and all roots of sources must be in buckets."""
     retries: Part[Retries] = Retries()
     """Number and timing of retries."""
     timeouts: Part[Timeouts] = Timeouts()
@@ -292,6 +294,18 @@ class Job(_Model):
     def _one_provider_a_side(self) -> Job:
         check_side("source", self._buckets("source"), self.source)
         check_side("destination", self._buckets("destination"), self.destination)
+        return self
+
+    @model_validator(mode="after")
+    def _machines_share_places(self) -> Job:
+        places = [("state", self.state or ""), ("destination", self.destination.uri)]
+        places += [("source.roots or manifest", root) for root in self.roots()]
+        own = next((setting for setting, place in places if not in_bucket(place)), None)
+        if self.machines > 1 and own is not None:
+            raise ValueError(
+                f"machines: {self.machines} needs a bucket for {own}, since other machines do not see this machine's "
+                "directories. Name a bucket, or leave `machines` at 1"
+            )
         return self
 
     def _buckets(self, side: Side) -> list[tuple[str, Bucket]]:

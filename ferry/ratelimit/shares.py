@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ferry.job import HostLimits, Limits
 
 LimitsT = TypeVar("LimitsT", bound=HostLimits)
+
+
+class Share(NamedTuple):
+    """How many engine processes divide what."""
+
+    run: int = 1  # those of the run, on all machines: its limits
+    machine: int = 1  # those of this machine: memory, open files and space in the spool
 
 
 def limits_of(limits: Limits, processes: int) -> Limits:

@@ -29,6 +29,7 @@ from ferry.state.lease import (
     Borrowed,
     Holder,
     Lease,
+    Seen,
     check_lease,
     hold_lease,
     is_dead,
@@ -76,6 +77,7 @@ from ferry.state.parquet import (
     to_bytes,
     with_schema,
 )
+from ferry.state.patient_state import for_a_while, patient
 from ferry.state.plan_file import (
     HINTS,
     LOCATION_FILE,
@@ -97,6 +99,7 @@ from ferry.state.plan_file import (
 )
 from ferry.state.predicted import Predicted, read_predicted, write_predicted
 from ferry.state.queries import failure_cell, folded_ledger, select_wrong, spreadsheet_safe
+from ferry.state.recorded import Recorded, recorded_of
 from ferry.state.run_end import RunEnd, lost_run, read_end, write_end
 
 __all__ = [
@@ -131,9 +134,11 @@ __all__ = [
     "PlanLocation",
     "Planned",
     "Predicted",
+    "Recorded",
     "RowRange",
     "RunEnd",
     "Sample",
+    "Seen",
     "State",
     "Uploads",
     "append_outcomes",
@@ -156,6 +161,7 @@ __all__ = [
     "failure_groups",
     "find_missing",
     "folded_ledger",
+    "for_a_while",
     "forget_returned",
     "hold_lease",
     "host_sql",
@@ -175,12 +181,14 @@ __all__ = [
     "open_state",
     "outcome_table",
     "outcomes_of",
+    "patient",
     "put_ledger_aside",
     "read_end",
     "read_location",
     "read_plan",
     "read_predicted",
     "read_table",
+    "recorded_of",
     "refuse_held",
     "refuse_lost_ledger",
     "row_ranges",

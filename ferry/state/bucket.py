@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ferry.core import Fatal, ObjectError, UserError, disk_error
+from ferry.core import Again, Fatal, ObjectError, Unreachable, UserError, disk_error
 from ferry.state.files import PART, DirectoryState, State, path_below
 from ferry.storage import Access, Control, bucket_of, open_control
 
@@ -115,8 +115,8 @@ class BucketState:
             "of a store with conditional writes"
         )
 
-    def list(self, folder: str) -> list[str]:
-        prefix = self._prefix + (f"{folder}/" if folder else "")
+    def list(self, folder: str, start: str = "") -> list[str]:
+        prefix = self._prefix + (f"{folder}/" if folder else "") + start
         with self._fatal(folder):
             keys = [found.key for page in self._bucket.pages(prefix) for found in page]
         return sorted(key[len(self._prefix) :] for key in keys)
@@ -174,7 +174,8 @@ class BucketState:
                 raise
             raise disk_error(exc, f"copy of the state file {name} in {self._cache}") from exc
         except ObjectError as exc:
-            raise Fatal(f"state {self.uri}: {name}: {exc}") from None
+            kind = Unreachable if exc.again is Again.NOW else Fatal
+            raise kind(f"state {self.uri}: {name}: {exc}") from None
         except Fatal as exc:
             raise Fatal(f"state {self.uri}: {name}: {exc}") from None
 

@@ -31,7 +31,7 @@ class State(Protocol):
     def create(self, name: str, data: bytes) -> bool: ...
     def swap(self, name: str, old: bytes, new: bytes) -> bool: ...
     def drop(self, name: str, old: bytes, instead: bytes) -> bool: ...
-    def list(self, folder: str) -> list[str]: ...
+    def list(self, folder: str, start: str = "") -> list[str]: ...
     def delete(self, names: Iterable[str]) -> None: ...
     def local(self, name: str, *, refresh: bool = False) -> Path: ...
     def check_conditions(self) -> None: ...
@@ -132,8 +132,8 @@ class DirectoryState:
         finally:
             os.close(lock)
 
-    def list(self, folder: str) -> list[str]:
-        """Returns the sorted names under a folder, without unfinished files."""
+    def list(self, folder: str, start: str = "") -> list[str]:
+        """Returns the sorted names under a folder, without unfinished files; those that begin with ``start`` in it."""
         base = self.root / folder
         names = [
             str(Path(directory).relative_to(self.root) / file)
@@ -141,7 +141,7 @@ class DirectoryState:
             for file in files
             if not file.startswith(".")
         ]
-        return sorted(names)
+        return sorted(name for name in names if name.startswith(f"{folder}/{start}" if start else ""))
 
     def delete(self, names: Iterable[str]) -> None:
         """Deletes files; a missing one is not an error.

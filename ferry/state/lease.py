@@ -186,8 +186,9 @@ class Borrowed:
 
     PATIENCE_S = 10.0  # after a suspension both processes resume at once; the holder then sends a new time
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float | None = None) -> None:
         self.until = 0.0
+        self._patience_s = self.PATIENCE_S if patience_s is None else patience_s
 
     @property
     def held(self) -> bool:
@@ -195,11 +196,74 @@ class Borrowed:
         return steady_s() < self.until
 
     def regain(self) -> bool:
-        """Returns ``held``, after waiting up to PATIENCE_S for a new time from the holding process."""
-        deadline = steady_s() + self.PATIENCE_S
+        """Returns ``held``, after waiting for a new time from the holding process."""
+        deadline = steady_s() + self._patience_s
         while not self.held and steady_s() < deadline:
             time.sleep(0.1)
         return self.held
+
+
+class Seen:
+    """The lease of a run in another machine's process, judged by watching lease.json.
+
+    It lasts 120 s from the moment that this process saw the file change, by its own CLOCK_BOOTTIME: no clocks are
+    compared. A write also needs a look that is not older than ``fresh_s``. So a process that was suspended, or cut off
+    from the state, looks before its next write, and one whose lease was taken over stops within one look.
+    """
+
+    def __init__(self, state: State, token: str, fresh_s: float, allowed: Callable[[], bool] = lambda: True) -> None:
+        """``allowed`` is asked at each look; once it returns False, the lease counts as lost."""
+        self._state, self._token, self._fresh_s, self._allowed = state, token, fresh_s, allowed
+        self._raw = b""
+        self._changed = self._looked = float("-inf")
+        self._lock = threading.Lock()
+        self.lost = False
+
+    def look(self) -> bool:
+        """Reads lease.json once and returns ``held``. Raises FerryError while the state does not answer."""
+        with self._lock:
+            return self._look()
+
+    def _look(self) -> bool:
+        asked = steady_s()
+        try:
+            raw = self._state.read(NAME)
+        except FileNotFoundError:  # released by the run
+            raw = b""
+        found = decode(raw) if raw else None
+        if found is None or found.token != self._token or found.expires_at == RELEASED or not self._allowed():
+            self.lost = True
+        elif raw != self._raw:
+            self._raw, self._changed = raw, asked
+        self._looked = asked
+        return self.held
+
+    @property
+    def may_be_held(self) -> bool:
+        """Whether no other run can have taken the lease, as far as the last look has shown."""
+        return not self.lost and steady_s() < self._changed + LENGTH_S
+
+    @property
+    def until(self) -> float:
+        """The time by :func:`steady_s` until which the last look allows writes; 0.0 once the lease is lost."""
+        return 0.0 if self.lost else min(self._changed + LENGTH_S, self._looked + self._fresh_s)
+
+    @property
+    def held(self) -> bool:
+        """Whether the last look allows a write now."""
+        return steady_s() < self.until
+
+    def regain(self) -> bool:
+        """Returns ``held`` after a new look. While the state does not answer, it tries until the lease may be over."""
+        with self._lock:
+            while not self.held and not self.lost:
+                try:
+                    return self._look()
+                except FerryError:
+                    if not self.may_be_held:
+                        return False
+                time.sleep(WAIT_S)
+            return self.held
 
 
 def acquire_lease(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from ferry.state import (
     concat,
     manifest_digest_of,
     read_table,
+    recorded_of,
     to_bytes,
     verified_path,
     write_outcomes,
@@ -337,9 +339,17 @@ def run_chunk(runtime: Runtime, ref: ChunkRef) -> ChunkResult:
     """Runs a chunk in the runtime's loop and waits for it; for the threads in which Prefect runs tasks.
 
     Raises ChunkIncomplete, Fatal or UserError. After a ChunkIncomplete the next attempt in this process continues with
-    the rows that are left. Another process finds the rows that are done in the ledger.
+    the rows that are left. In a run on several machines another process may have begun the chunk: what it recorded is
+    taken over. In any other run, another process finds the rows that are done in the ledger.
     """
-    progress = runtime.chunk_progress.setdefault(ref.digest, ChunkProgress())
+    progress = runtime.chunk_progress.get(ref.digest)
+    if progress is None:
+        progress = ChunkProgress()
+        if runtime.on_machines and ref.done < ref.rows:
+            done = recorded_of(runtime.state, runtime.run_no, ref.digest)
+            progress.rows.update(done)
+            progress.counts.update(Counter(status for status, _ in done.values()))
+        runtime.chunk_progress[ref.digest] = progress
     with runtime.attempting(ref.digest):
         result = runtime.wait(_run(runtime, ref, progress))
     runtime.chunk_progress.pop(ref.digest, None)

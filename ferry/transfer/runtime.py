@@ -25,13 +25,14 @@ from ferry.ratelimit import (
     Hosts,
     HostSnapshot,
     Limiter,
+    Share,
     busiest,
     host_of,
     keep_written,
     limits_of,
     together,
 )
-from ferry.state import Borrowed, Lease, State, Uploads, mark_of
+from ferry.state import Borrowed, Lease, Seen, State, Uploads, mark_of
 from ferry.storage import Access, open_store
 from ferry.transfer.attributes import Carrier
 from ferry.transfer.dispatcher import Dispatcher
@@ -64,7 +65,7 @@ class Runtime:
         self,
         job: Job,
         state: State,
-        lease: Lease | Borrowed,
+        lease: Lease | Borrowed | Seen,
         run_no: int,
         *,
         source_access: Access,
@@ -72,12 +73,13 @@ class Runtime:
         headers: Mapping[str, str],
         auth: Auth | None = None,
         limit: int | None = None,
-        share: int = 1,
+        share: Share = Share(),
         scheme: str | None = None,
     ) -> None:
         """``scheme``: of the destination whose attributes objects are to have. Default: that of the job.
 
-        ``share`` is the number of processes that divide the job's limits; all but the first have a Borrowed lease.
+        ``share`` is the number of processes that divide the job's limits; all but the first have a Borrowed lease, or
+        a Seen one on another machine.
 
         ``limit`` is the number of rows that may begin (`--limit`).
         """
@@ -92,7 +94,8 @@ class Runtime:
         self.fatal: FerryError | None = None
         self.stop_reason = ""
         self.paused = False
-        fixed = None if job.concurrency == "auto" else max(1, job.concurrency // share)
+        self.on_machines = job.machines > 1  # then other processes may have begun a chunk in this run
+        self._concurrency = None if job.concurrency == "auto" else job.concurrency
         max_pause_s = job.retries.max_backoff_s
         self._ceiling = max_in_flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         limits, ceiling = self._part(job.limits, share)
@@ -111,7 +114,7 @@ class Runtime:
         self.stop: asyncio.Event = asyncio.Event()
         self._waited_for: set[Future[Any]] = set()
         self._wake = threading.Event()  # set by the loop's thread only, since a signal handler must not wait for a lock
-        self._budget = Budget(BODIES_BYTES // share, max(1, job.spool_bytes // share), job.max_bytes)
+        self._budget = Budget(BODIES_BYTES // share.machine, max(1, job.spool_bytes // share.machine), job.max_bytes)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         times = {"timeout_s": job.timeouts.total_s, "read_s": job.timeouts.read_s}
         stores: dict[str, Any] = {**shared, **times}
@@ -129,7 +132,9 @@ class Runtime:
         self._stores = [destination, *(store for _, store in roots)]
         copied = [root for root, store in roots if job.checks is Checks.NONE and destination.can_copy_from(store)]
         starts = dict.fromkeys((DESTINATION, *map(host_of, copied)), COPIES_START) if copied else {}
-        self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, max_pause_s=max_pause_s, starts=starts)
+        self.limiter = Limiter(
+            self._concurrency, ceiling, time.monotonic, limits=limits, max_pause_s=max_pause_s, starts=starts
+        )
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.may_start_row, max_pause_s)
         rules, fail = job.destination.attribute_rules(), job.on_lost_attribute == "fail"
         scheme = scheme or job.destination.uri.partition(":")[0]
@@ -193,19 +198,20 @@ class Runtime:
         in_progress = [Wait(what, rows, what == TURN) for what, rows in steps.most_common() if rows > 0]
         return [*in_progress, *self.dispatcher.waits(), waiting]
 
-    def set_limits(self, limits: Limits, share: int) -> None:
+    def set_limits(self, limits: Limits, share: Share) -> None:
         """Divides the run's limits, connections and memory among ``share`` processes from now on. From any thread."""
         self._loop.call_soon_threadsafe(self.limiter.change, *self._part(limits, share))
-        self._loop.call_soon_threadsafe(self._budget.resize, BODIES_BYTES // share)
+        self._loop.call_soon_threadsafe(self._budget.resize, BODIES_BYTES // share.machine)
 
-    def _part(self, limits: Limits, share: int) -> tuple[Limits, int]:
+    def _part(self, limits: Limits, share: Share) -> tuple[Limits, int]:
         """Returns this process's part of the limits, and its maximum of requests in flight at each host.
 
         All sources together use half of the connections, and the destination the other half.
         """
-        ceiling = max(1, self._ceiling // share)
-        part = limits_of(limits, share)
-        return part.model_copy(update={"concurrency": part.concurrency or ceiling}), ceiling
+        ceiling = max(1, self._ceiling // share.machine)
+        part = limits_of(limits, share.run)
+        of_host = ceiling if self._concurrency is None else min(ceiling, max(1, self._concurrency // share.run))
+        return part.model_copy(update={"concurrency": part.concurrency or ceiling}), of_host
 
     def apply_pauses(self, pauses: Mapping[str, tuple[float, str]]) -> None:
         """Pauses the hosts that paused another process, each until a monotonic time and with a reason.

@@ -10,15 +10,11 @@ import time
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ferry.core import ProcessLost, command
 from ferry.processes import read_message, write_message
-from ferry.ratelimit import HostSnapshot
 from ferry.state import ChunkRef
 from ferry.transfer import (
-    AHEAD_ROWS,
-    READY_ROWS,
     SILENT_END_S,
     SILENT_WARN_S,
     ChunkResult,
@@ -27,17 +23,18 @@ from ferry.transfer import (
     Wait,
     duration,
 )
-from tasks.workers.worker import BEAT, CHUNK, ENDED_S, Setup, error_of
+from tasks.workers.messages import Beat, Orders, error_of
+from tasks.workers.peer import Peer
+from tasks.workers.worker import BEAT, CHUNK, ENDED_S, ORDERS, Setup
 
 QUIET_S = 2.0  # a process that has been silent for longer gets no work
-Pauses = dict[str, tuple[float, str]]  # host: until when (monotonic), why
 
 
-class WorkerHandle:
+class WorkerHandle(Peer):
     """The run's handle of a worker process, which dies with the thread that created it."""
 
     def __init__(self, setup: Setup, runtime: Runtime) -> None:
-        self._runtime = runtime
+        super().__init__(runtime)
         self._process = subprocess.Popen(
             command("tasks.workers.worker", arrow=True),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -47,21 +44,16 @@ class WorkerHandle:
         self._lock = threading.Lock()
         self._waiting: dict[str, Future[ChunkResult]] = {}
         self.unacknowledged: dict[str, int] = {}  # chunks that the worker has not acknowledged, and their rows
-        self._beat: dict[str, Any] = {
-            "got": [], "rows": 0, "room": READY_ROWS + AHEAD_ROWS, "cpu_s": 0.0, "hosts": [], "opened": 0, "pauses": {},
-            "statuses": {}, "classes": {}, "bytes": 0, "waits": [], "pieces": 0, "silent": {},
-        }  # fmt: skip
-        self._beats = 0
         self._silence = Silence(time.monotonic())
         self._cause = "ended during chunk {chunk}, possibly for lack of memory"
-        self.has_died = self.retired = False
+        self.retired = False
         self._send(0, setup.encode())
         threading.Thread(target=self._listen, name="ferry-worker", daemon=True).start()
 
     @property
     def wants_rows(self) -> bool:
         """Whether the worker needs another chunk."""
-        return self.answers and self.rows_ahead < self._beat["room"]
+        return self.answers and self.rows_ahead < self._beat.room
 
     @property
     def answers(self) -> bool:
@@ -82,17 +74,7 @@ class WorkerHandle:
         if self.silent_s >= SILENT_WARN_S:
             words = f"an engine process that has been silent for {duration(self.silent_s)}"
             return [Wait(words, self.rows_ahead)]
-        return [] if self.has_died else [Wait(*wait) for wait in self._beat["waits"]]
-
-    @property
-    def pieces(self) -> int:
-        """How many pieces of bodies the worker has sent or received, by its last message."""
-        return int(self._beat["pieces"])
-
-    @property
-    def silent(self) -> dict[str, str]:
-        """The hosts that have never answered the worker, by its last message."""
-        return dict(self._beat["silent"])
+        return super().waits
 
     def check_silence(self, now: float) -> None:
         """Check for messages since the last check; kill the worker after too long a silence.
@@ -106,22 +88,12 @@ class WorkerHandle:
     @property
     def rows_ahead(self) -> int:
         """The worker's waiting rows, by its last message, and the rows of unacknowledged chunks."""
-        return int(self._beat["rows"]) + sum(list(self.unacknowledged.values()))
+        return self._beat.rows + sum(list(self.unacknowledged.values()))
 
     @property
     def cpu_s(self) -> float:
         """The CPU seconds of the worker's event loop, by its last message."""
-        return float(self._beat["cpu_s"])
-
-    @property
-    def hosts(self) -> tuple[list[HostSnapshot], int]:
-        """The state of the worker's limiter for each host, and the number of connections it opened."""
-        return [HostSnapshot(**host) for host in self._beat["hosts"]], self._beat["opened"]
-
-    @property
-    def pauses(self) -> Pauses:
-        """The hosts that the worker has paused."""
-        return {name: (until, why) for name, (until, why) in self._beat["pauses"].items()}
+        return self._beat.cpu_s
 
     def run(self, ref: ChunkRef) -> ChunkResult:
         """Run a chunk in the worker, as ferry.transfer.run_chunk does. Also raises ProcessLost."""
@@ -136,9 +108,9 @@ class WorkerHandle:
         with self._runtime.attempting(ref.digest):
             return future.result()
 
-    def send_beat(self, beat: dict[str, Any]) -> None:
-        """Send the run's state to the worker."""
-        self._send(BEAT, json.dumps(beat).encode())
+    def send(self, orders: Orders) -> None:
+        """Send the run's orders to the worker."""
+        self._send(ORDERS, orders.encode())
 
     def retire(self) -> None:
         """Let the worker end after its objects in flight. A pass of this run takes its other rows."""
@@ -168,10 +140,10 @@ class WorkerHandle:
 
     def _listen(self) -> None:
         while message := read_message(self._process.stdout):
-            data = json.loads(message[1])
             if message[0] == BEAT:
-                self._add_counts(data)
+                self.take(Beat.decode(message[1]))
             else:
+                data = json.loads(message[1])
                 future = self._waiting.pop(data["chunk"], None)
                 if future is None:  # lost
                     continue
@@ -183,17 +155,10 @@ class WorkerHandle:
                     future.set_exception(error_of(data, data["chunk"]))
         self._mark_dead()
 
-    def _add_counts(self, beat: dict[str, Any]) -> None:
-        """Add the worker's outcomes since its last message to the run's progress."""
-        before, self._beat = self._beat, beat
-        self._beats += 1
-        for digest in beat["got"]:
+    def take(self, beat: Beat) -> None:
+        super().take(beat)
+        for digest in beat.got:
             self.unacknowledged.pop(digest, None)
-        more = {
-            name: {key: count - before[name].get(key, 0) for key, count in beat[name].items()}
-            for name in ("statuses", "classes")
-        }
-        self._runtime.progress.add_all(more["statuses"], more["classes"], beat["bytes"] - before["bytes"])
 
     def _mark_dead(self) -> None:
         self.has_died = True

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from ferry.job import UNLIMITED_BYTES, Job, Limits
 from ferry.processes import Autoscaler, cores, idle_s
-from ferry.ratelimit import LimitsFollower, is_bounded, most_processes
-from ferry.state import ChunkRef, Lease
+from ferry.ratelimit import Share, is_bounded, most_processes
+from ferry.state import ChunkRef, Lease, Seen
 from ferry.transfer import (
     CHECK_S,
     SILENT_WARN_S,
@@ -25,7 +27,9 @@ from ferry.transfer import (
     is_excused,
     run_chunk,
 )
-from tasks.workers.handle import Pauses, WorkerHandle
+from tasks.workers.handle import WorkerHandle
+from tasks.workers.messages import Orders, pause_hosts, seconds_left
+from tasks.workers.peer import Peer
 from tasks.workers.worker import Setup
 
 MOST = 16  # processes; more were not measured
@@ -53,11 +57,26 @@ def processes_of(job: Job, limit: int | None, limits: Limits) -> tuple[int, int]
     return most, most
 
 
+class LimitsSource(Protocol):
+    """The limits in force: ferry.ratelimit.LimitsFollower, or on another machine what the run ordered."""
+
+    @property
+    def limits(self) -> Limits: ...
+    def update(self) -> list[str]: ...
+
+
 class WorkerPool:
     """Assigns chunks to engine processes, and starts more of these. Created in the run's main thread."""
 
-    def __init__(self, runtime: Runtime, lease: Lease, setup: Setup, most: int, follower: LimitsFollower) -> None:
-        """Start with ``setup.share`` processes, including this one; grow to at most ``most``."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        lease: Lease | Seen,
+        setup: Setup,
+        most: int,
+        follower: LimitsSource,
+    ) -> None:
+        """Start with ``setup.share.machine`` processes, including this one; grow to at most ``most``."""
         self._follower = follower
         self._runtime = runtime
         self._lease = lease
@@ -66,14 +85,21 @@ class WorkerPool:
         self._autoscaler = Autoscaler()
         self._assigned: dict[str, WorkerHandle | None] = {}  # chunk -> its process; None: this one
         self.workers: list[WorkerHandle] = []
-        runtime.other_processes = lambda: [worker.hosts for worker in self.workers]
-        for _ in range(setup.share - 1):
+        self.machines: list[Peer] = []  # processes of this run on other machines, which send beats to this one
+        self.elsewhere: Callable[[], int] = lambda: sum(peer.processes for peer in self.machines)
+        runtime.other_processes = lambda: [peer.hosts for peer in self.peers]
+        for _ in range(setup.share.machine - 1):
             self.workers.append(WorkerHandle(setup, runtime))
         self.limit_changes: list[str] = []  # in this run
         self.transferring = False  # false while the run plans or reconciles
         self._closing = threading.Event()
         self._watchdog = threading.Thread(target=self._watch, name="ferry-watchdog", daemon=True)
         self._watchdog.start()
+
+    @property
+    def peers(self) -> list[Peer]:
+        """All other processes of the run whose beats come to this one."""
+        return [*self.workers, *self.machines]
 
     def _watch(self) -> None:
         """Run the watchdog in its own thread, which neither the event loop nor a full pipe can block."""
@@ -85,10 +111,10 @@ class WorkerPool:
             self._check(watchdog, now)
 
     def _check(self, watchdog: Watchdog, now: float) -> None:
-        runtime, workers = self._runtime, list(self.workers)
-        waits = [*runtime.waits(), *(wait for worker in workers for wait in worker.waits)]
+        runtime, workers, peers = self._runtime, list(self.workers), self.peers
+        waits = [*runtime.waits(), *(wait for peer in peers for wait in peer.waits)]
         moment = Moment(
-            runtime.progress.recorded, runtime.object_transfer.waits.pieces + sum(worker.pieces for worker in workers),
+            runtime.progress.recorded, runtime.object_transfer.waits.pieces + sum(peer.pieces for peer in peers),
             self.transferring and not runtime.stopping and runtime.progress.pending > 0,
             is_excused(runtime.paused, waits),
         )  # fmt: skip
@@ -101,16 +127,21 @@ class WorkerPool:
             words = f"an engine process has been silent for {duration(silent_s)}"
         runtime.progress.still = words
         silent = runtime.dispatcher.silent
-        for worker in workers:
-            silent |= worker.silent
+        for peer in peers:
+            silent |= peer.silent
         runtime.progress.silent = describe_silence(silent) if self.transferring else ""
         if action is Action.END:
             runtime.request_stop(f"{words}. The run was stopped; the next run processes the pending rows")
 
     @property
     def processes(self) -> int:
-        """The number of live engine processes, including this one."""
+        """The number of live engine processes of this machine, including this one."""
         return 1 + sum(not worker.has_died for worker in self.workers)
+
+    @property
+    def all_processes(self) -> int:
+        """The number of live engine processes of the run, on all machines."""
+        return self.processes + self.elsewhere()
 
     def assign(self, ref: ChunkRef, *, wanted: bool) -> bool:
         """Assign a chunk to the process with the fewest rows. Returns False if all have enough rows.
@@ -147,8 +178,9 @@ class WorkerPool:
 
     def adjust(self) -> bool:
         """Exchange messages with the workers, a few times a second. Returns True if it started another worker."""
+        self._share(self._setup.job.limits)
         if self.workers:
-            self._beat()
+            self._send_orders()
         stopped_or_paused = self._runtime.stopping or self._runtime.paused
         if any(worker.has_died and not worker.retired for worker in self.workers):
             return False  # after a worker has died, perhaps for lack of memory, start none
@@ -160,21 +192,21 @@ class WorkerPool:
         used = [self._runtime.loop_cpu_s(), *(worker.cpu_s for worker in self.workers if not worker.retired)]
         now = time.monotonic()
         grow = self._autoscaler.should_add(now, used, idle, lambda: self._runtime.progress.snapshot().left_s)
-        return grow and not self._is_rate_limited and self._start_worker(self.processes + 1)
+        return grow and not self._is_rate_limited and self._start_worker()
 
     @property
     def _is_rate_limited(self) -> bool:
         """Whether a host limits the requests per second, so that another process would not help."""
         return any(host.requests_per_s is not None for host in self._runtime.hosts()[0])
 
-    def _start_worker(self, share: int) -> bool:
-        setup = replace(self._setup, share=share)
+    def _start_worker(self) -> bool:
+        setup = replace(self._setup, share=Share(self.all_processes + 1, self.processes + 1))
         try:
             self.workers.append(WorkerHandle(setup, self._runtime))
         except OSError:  # no memory, or too many processes of this user: continue with fewer
             self._most = self.processes
             return False
-        self._share(setup)
+        self._share(self._setup.job.limits)
         return True
 
     def follow_limits(self) -> list[str]:
@@ -186,36 +218,44 @@ class WorkerPool:
         self.limit_changes += [f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {change}" for change in changes]
         limits = self._follower.limits
         if limits != self._setup.job.limits:
-            live = [worker for worker in self.workers if not worker.has_died and not worker.retired]
-            most = most_processes(1 + len(live), None, limits)
-            for worker in live[most - 1 :]:
+            live = self._live
+            most = most_processes(1 + len(live) + self.elsewhere(), None, limits) - self.elsewhere()
+            for worker in live[max(1, most) - 1 :]:
                 worker.retire()
-            share = most if most <= len(live) else self._setup.share
-            job = self._setup.job.model_copy(update={"limits": limits})
-            self._share(replace(self._setup, job=job, share=share))
+            self._share(limits)
         return changes
 
-    def _share(self, setup: Setup) -> None:
-        """Have all processes use the limits and the share of ``setup``."""
-        self._setup = setup
-        self._runtime.set_limits(setup.job.limits, setup.share)
-        self._beat()
+    @property
+    def _live(self) -> list[WorkerHandle]:
+        return [worker for worker in self.workers if not worker.has_died and not worker.retired]
 
-    def _beat(self) -> None:
-        live = [worker for worker in self.workers if worker.answers]
-        limits = self._setup.job.limits.model_dump(mode="json")
-        pauses: dict[WorkerHandle | None, Pauses] = {None: self._runtime.limiter.pauses()}
-        pauses |= {worker: worker.pauses for worker in live}
-        for worker in live:
-            if pauses[worker]:
-                self._runtime.apply_pauses(pauses[worker])
-            merged = {name: pause for other in pauses if other is not worker for name, pause in pauses[other].items()}
-            worker.send_beat(
-                {
-                    "until": self._lease.until, "stop": self._runtime.stop_reason, "share": self._setup.share,
-                    "pauses": merged, "paused": self._runtime.paused, "limits": limits,
-                }
-            )  # fmt: skip
+    def _share(self, limits: Limits) -> None:
+        """Have all processes use ``limits``, divided among those that live now."""
+        here = 1 + len(self._live)
+        share = Share(here + self.elsewhere(), here)
+        if (limits, share) == (self._setup.job.limits, self._setup.share):
+            return
+        self._setup = replace(self._setup, job=self._setup.job.model_copy(update={"limits": limits}), share=share)
+        self._runtime.set_limits(limits, share)
+        self._send_orders()
+
+    def orders(self, but: Peer | None = None) -> Orders:
+        """Returns the orders for other processes, with the pauses of all but one."""
+        pauses = seconds_left(self._runtime.limiter.pauses())
+        for peer in self.peers:
+            if peer is not but:
+                pauses |= peer.pauses
+        limits, share = self._setup.job.limits.model_dump(mode="json"), self._setup.share
+        return Orders(
+            share.run, self._runtime.stop_reason, self._runtime.paused, limits, pauses, share.machine, self._lease.until
+        )
+
+    def _send_orders(self) -> None:
+        for peer in self.peers:
+            pause_hosts(self._runtime, peer.pauses)
+        for worker in self.workers:
+            if worker.answers:
+                worker.send(self.orders(but=worker))
 
     def close(self) -> None:
         """Stop the watchdog and the workers."""

@@ -1,6 +1,6 @@
 """A worker, which is one more engine process of a run; :mod:`tasks.workers.pool` starts it.
 
-It reads its setup, then chunks and beats, from standard input, and answers on standard output. A beat says how long the
+It reads its setup, then chunks and orders, from standard input, and answers on standard output. Orders say how long the
 run's lease lasts; without a valid lease the worker writes no outcome. It ends when its standard input closes.
 """
 
@@ -13,28 +13,27 @@ import threading
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ferry.core import ChunkIncomplete, Fatal, FerryError, UserError, die_with_parent
-from ferry.job import Limits
+from ferry.core import die_with_parent
 from ferry.processes import Message, read_message, write_message
-from ferry.ratelimit import busiest
-from ferry.state import Borrowed, ChunkRef
+from ferry.ratelimit import Share
+from ferry.state import LENGTH_S, Borrowed, ChunkRef, for_a_while, patient
 from ferry.transfer import Runtime, run_chunk
 from tasks.reporting import log_format
+from tasks.workers.messages import Beat, Orders, describe_error
 from tasks.workers.tuning import for_many_objects, limit_malloc_arenas, raise_file_limit
 
-CHUNK, BEAT, RESULT = 1, 2, 3  # kinds of messages
+CHUNK, ORDERS, BEAT, RESULT = 1, 2, 3, 4  # kinds of messages: two to a worker, two from it
 EVERY_S = 0.25
-MOST_SILENT = 50  # hosts without an answer in one message
 ENDED_S = 12.0  # longer than the 10 s that objects in flight get after a stop
 
 
 @dataclass(frozen=True, slots=True)
 class Setup(Message):
-    """The first message to a worker: the job with the limits in force, its accesses and the share of limits."""
+    """The first message to a worker: the job with the limits in force, its accesses, and how they are divided."""
 
     headers: dict[str, str]
     run_no: int
-    share: int
+    share: Share
     run_fields: dict[str, Any] = field(default_factory=dict)  # for log lines
 
 
@@ -42,12 +41,14 @@ class Worker:
     """Runs the chunks that it receives in its own runtime."""
 
     def __init__(self, setup: Setup, out: Any) -> None:
-        self._lease = Borrowed()
-        self._limits = setup.job.limits, setup.share
+        # between machines the lease's holder may wait for the state, and sends a new time once it answers
+        self._lease = Borrowed(LENGTH_S) if setup.job.machines > 1 else Borrowed()
+        share = Share(*setup.share)  # a list in JSON
+        self._limits = setup.job.limits, share
         self.runtime = Runtime(
-            setup.job, setup.open_state(), self._lease, setup.run_no,
+            setup.job, patient(setup.open_state(), for_a_while), self._lease, setup.run_no,
             source_access=setup.source, destination_access=setup.destination, headers=setup.headers,
-            auth=setup.auth, share=setup.share,
+            auth=setup.auth, share=share,
         )  # fmt: skip
         self._out = out
         self._lock = threading.RLock()
@@ -59,9 +60,8 @@ class Worker:
 
     def handle(self, kind: int, message: bytes) -> None:
         """Handle one message of the run."""
-        data = json.loads(message)
         if kind == CHUNK:
-            ref = ChunkRef(**data)
+            ref = ChunkRef(**json.loads(message))
             self.runtime.expect(ref.digest, ref.rows - ref.done)
             with self._lock:
                 self._received.append(ref.digest)
@@ -69,16 +69,13 @@ class Worker:
             self._threads = [other for other in self._threads if other.is_alive()] + [thread]
             thread.start()
             return
-        self._lease.until = data["until"]
-        if data["stop"]:
-            self.runtime.request_stop(data["stop"])
-        self.runtime.pause(data["paused"])
-        limits = Limits.model_validate(data["limits"]), data["share"]
+        orders = Orders.decode(message)
+        self._lease.until = orders.until
+        limits = orders.limits_in_force(), Share(orders.share, orders.machine_share)
         if limits != self._limits:
             self._limits = limits
             self.runtime.set_limits(*limits)
-        if data["pauses"]:
-            self.runtime.apply_pauses(data["pauses"])
+        orders.apply(self.runtime)
 
     def close(self) -> None:
         """Stop the chunks that are still active, and end the runtime."""
@@ -94,17 +91,11 @@ class Worker:
         answer: dict[str, Any]
         try:
             answer = {"result": asdict(run_chunk(self.runtime, ref))}
-        except ChunkIncomplete as error:
-            answer = {"pending": error.pending, "why": error.why, "hopeless": error.hopeless}
-        except UserError as error:
-            answer = {"user_error": str(error)}
-        except FerryError as error:
-            answer = {"fatal": str(error)}
-        except Exception as error:  # noqa: BLE001 - a bug, which ends the run with this message
-            answer = {"fatal": f"unexpected {type(error).__name__}: {error}"}
+        except Exception as error:  # noqa: BLE001 - also a bug, which ends the run with this message
+            answer = describe_error(error)
         self.runtime.over(ref.digest)
         self._beat()  # before the result, so that the run's counts include the chunk when it ends
-        self._send(RESULT, {"chunk": ref.digest, **answer})
+        self._send(RESULT, json.dumps({"chunk": ref.digest, **answer}).encode())
 
     def _beat_often(self) -> None:
         while not self._closing.wait(EVERY_S):
@@ -113,35 +104,18 @@ class Worker:
 
     def _beat(self) -> None:
         rt = self.runtime
-        snapshots, opened = rt.hosts()
-        known = busiest(rt.run_no, snapshots, 0.0).hosts
         with self._lock:  # keeps concurrent beats in order
             got, self._received = self._received, []
-            done = rt.progress.snapshot()
-            self._send(
-                BEAT,
-                {
-                    "got": got, "rows": rt.rows_ahead, "room": rt.dispatcher.rows_wanted, "cpu_s": rt.loop_cpu_s(),
-                    "hosts": [asdict(host) for host in known], "opened": opened, "pauses": rt.limiter.pauses(),
-                    "statuses": done.statuses, "classes": done.classes, "bytes": done.bytes,
-                    "silent": dict(list(rt.dispatcher.silent.items())[:MOST_SILENT]), "waits": rt.waits(),
-                    "pieces": rt.object_transfer.waits.pieces,
-                },
-            )  # fmt: skip
+            room = rt.dispatcher.rows_wanted
+            beat = Beat.of(rt, got=got, rows=rt.rows_ahead, room=room, cpu_s=rt.loop_cpu_s())
+            self._send(BEAT, beat.encode())
 
-    def _send(self, kind: int, data: dict[str, Any]) -> None:
+    def _send(self, kind: int, message: bytes) -> None:
         with self._lock:
             try:
-                write_message(self._out, kind, json.dumps(data).encode())
+                write_message(self._out, kind, message)
             except (BrokenPipeError, ValueError):  # the run died or closed the pipe, so this process ends
                 self._closing.set()
-
-
-def error_of(answer: dict[str, Any], chunk: str) -> FerryError:
-    """Returns the error that a worker's answer describes."""
-    if "pending" in answer:
-        return ChunkIncomplete(chunk, answer["pending"], answer["why"], hopeless=answer["hopeless"])
-    return UserError(answer["user_error"]) if "user_error" in answer else Fatal(answer["fatal"])
 
 
 def main() -> None:

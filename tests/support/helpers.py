@@ -22,6 +22,7 @@ from ferry.planning.contenders import ROWS_AT_ONCE
 from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.planner import make_plan
 from ferry.planning.rules import Mode
+from ferry.ratelimit import Share
 from ferry.state import lease, ledger, parquet
 from ferry.state.counts import Counts, count
 from ferry.state.files import DirectoryState, State
@@ -181,7 +182,7 @@ def engine(
         runtime = Runtime(
             job, state, held, run_no,
             source_access=source or server, destination_access=server, headers=headers, limit=limit,
-            share=share,
+            share=Share(share, share),
         )  # fmt: skip
         try:
             yield runtime

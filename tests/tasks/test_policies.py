@@ -11,7 +11,7 @@ from ferry.core import ChunkIncomplete, Fatal, FerryError, Progress, Status
 from ferry.core.records import ErrorClass
 from tasks import policies
 from tasks.transfer import nothing_came
-from tasks.workers.worker import error_of
+from tasks.workers.messages import error_of
 
 PENDING = ChunkIncomplete("c" * 64, 3, "why")
 HOPELESS = ChunkIncomplete("c" * 64, 3, "why", hopeless=True)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from ferry.core.errors import Fatal, UserError
-from ferry.state import lease
+from ferry.core.errors import Fatal, Unreachable, UserError
+from ferry.core.retry import Tries
+from ferry.state import lease, patient_state
 from ferry.state.bucket import open_state
-from ferry.state.files import State
+from ferry.state.files import DirectoryState, State
 from tests.servers.odd_s3 import Fault, OddS3, What
 from tests.support.helpers import access
 
@@ -332,3 +333,33 @@ def test_an_upload_that_is_not_there_in_the_end_is_an_error(older: bytes, odd: O
     with pytest.raises(Fatal, match="ledger/large: the state answered HTTP 404 NoSuchUpload"):
         state_at(odd, tmp_path).write_file("ledger/large", path)
     assert path.exists()
+
+
+def test_a_patient_state_waits_for_its_store(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each operation is repeated while the store answers 503, and ends with its error once the caller gives up."""
+    monkeypatch.setattr(patient_state, "PAUSE_S", 0.0)
+    state = state_at(odd, tmp_path)
+    monkeypatch.setattr(vars(state)["_bucket"], "_tries", Tries(sleep=lambda _: None))
+    use_all_of_it(patient_state.patient(state, lambda _: True), tmp_path)
+    odd.faults.append(fault := Fault("status", EVERYTHING, times=12))
+    patient = patient_state.patient(state, lambda _: True)
+    patient.write("plan/y", b"two")
+    assert fault.struck == 12
+    odd.faults.append(Fault("status", EVERYTHING))
+    with pytest.raises(Unreachable):
+        patient_state.patient(state, lambda _: False).read("plan/y")
+
+
+def test_a_directory_is_not_waited_for(tmp_path: Path) -> None:
+    """A full disk ends a run at once."""
+    state = DirectoryState(tmp_path)
+    assert patient_state.patient(state, lambda _: True) is state
+
+
+def test_names_that_begin_with(odd: OddS3, tmp_path: Path) -> None:
+    """In a bucket and in a directory."""
+    for state in (state_at(odd, tmp_path), DirectoryState(tmp_path / "state")):
+        for name in ("outcomes/000001-ab-1", "outcomes/000001-ab-2", "outcomes/000001-cd-1", "outcomes/000002-ab-1"):
+            state.write(name, b"x")
+        assert state.list("outcomes", "000001-ab-") == ["outcomes/000001-ab-1", "outcomes/000001-ab-2"]
+        assert len(state.list("outcomes")) == 4

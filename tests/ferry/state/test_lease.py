@@ -444,3 +444,85 @@ def test_a_run_waits_for_its_own_earlier_process(state: State, monkeypatch: pyte
     assert "waiting for another run of this job to end: nightly" in told[0]
     assert second.held
     second.release()
+
+
+class Clock:
+    """A steady clock that a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(lease, "steady_s", lambda: self.now)
+
+
+def test_a_lease_seen_from_another_machine(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lasts 120 s from the last change of the file, and a write needs a look that is at most 15 s old."""
+    held = acquire_lease(state, "run")
+    clock = Clock(monkeypatch)
+    seen = lease.Seen(state, held.token, fresh_s=15.0)
+    assert not seen.held  # before the first look
+    assert seen.look()
+    clock.now += 14
+    assert seen.held
+    clock.now += 2
+    assert not seen.held
+    assert seen.regain()  # it looks
+    clock.now += 110  # the holder has not renewed it since
+    assert not seen.look()
+    assert not seen.may_be_held
+    held._renew()
+    assert seen.look()
+    held.release()
+    assert not seen.look()
+    assert seen.lost
+
+
+def test_a_lease_that_another_run_took_is_lost_at_the_next_look(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the clocks say: the file has another token."""
+    first = acquire_lease(state, "first")
+    clock = Clock(monkeypatch)
+    seen = lease.Seen(state, first.token, fresh_s=15.0)
+    assert seen.look()
+    first.release()
+    second = acquire_lease(state, "second")
+    clock.now += 1
+    assert not seen.look()
+    assert seen.lost
+    assert not seen.regain()
+    second.release()
+
+
+def test_a_lease_is_lost_when_the_attempt_is_over(tmp_path: Path) -> None:
+    """The second condition of each look."""
+    state, over = DirectoryState(tmp_path), False
+    held = acquire_lease(state, "run")
+    seen = lease.Seen(state, held.token, 15.0, lambda: not over)
+    assert seen.look()
+    over = True
+    assert not seen.look()
+    held.release()
+
+
+def test_a_seen_lease_waits_for_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the state does not answer, ``regain`` tries again until the lease may be over."""
+    monkeypatch.setattr(lease, "WAIT_S", 0.01)
+    state = DirectoryState(tmp_path)
+    held = acquire_lease(state, "run")
+    clock, away = Clock(monkeypatch), 5
+    seen = lease.Seen(state, held.token, 15.0)
+    seen.look()
+
+    def read(name: str) -> bytes:
+        nonlocal away
+        away -= 1
+        clock.now += 10
+        if away > 0:
+            raise Fatal("away")
+        return DirectoryState.read(state, name)
+
+    monkeypatch.setattr(state, "read", read)
+    clock.now += 20
+    assert seen.regain()
+    away = 100
+    clock.now += 20
+    assert not seen.regain()
+    held.release()

@@ -12,6 +12,7 @@ from typing import Any
 from demo.origin import Origin
 from demo.s3 import S3Server
 from ferry.job.limits import Limits
+from ferry.ratelimit import Share
 from ferry.transfer.chunk import ChunkResult
 from ferry.transfer.runtime import Runtime
 from tests.ferry.transfer.test_chunk import healthy, in_thread, job_for, wait_for, write_chunk
@@ -23,7 +24,7 @@ WINDOW_S = 1.0
 
 def set_limits(runtime: Runtime, limits: Limits) -> None:
     """Set the limits, and wait until the event loop has them."""
-    runtime.set_limits(limits, 1)
+    runtime.set_limits(limits, Share())
     runtime.wait(asyncio.sleep(0))
 
 

@@ -20,6 +20,7 @@ from ferry.core.errors import ChunkIncomplete, Fatal, FerryError, UserError
 from ferry.core.records import ErrorClass, Outcome, Row, Status
 from ferry.job.model import Job, OnExisting
 from ferry.planning import existing_objects
+from ferry.ratelimit import Share
 from ferry.state import lease, ledger, parquet
 from ferry.state.bucket import open_state
 from ferry.state.files import DirectoryState, State
@@ -36,6 +37,7 @@ from tests.support.helpers import (
     engine,
     latest,
     make_job,
+    make_outcome,
     make_row,
     plan,
     read_access,
@@ -411,7 +413,7 @@ def test_a_process_that_hears_nothing_writes_nothing(
         borrowed.until = until
         runtime = Runtime(
             job_for(bucket), state, borrowed, 1,
-            source_access=access(s3), destination_access=access(s3), headers={}, share=2,
+            source_access=access(s3), destination_access=access(s3), headers={}, share=Share(2, 2),
         )  # fmt: skip
         try:
             if written:
@@ -423,6 +425,24 @@ def test_a_process_that_hears_nothing_writes_nothing(
             runtime.close()
         assert bool(state.list("outcomes")) is written
         assert not state.list("reports")  # hosts.json is the first process's
+
+
+def test_another_machine_goes_on_in_the_middle_of_a_chunk(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Rows that this run has recorded elsewhere are not asked for again; those of an earlier run are."""
+    state = open_state(f"s3://{bucket}/state", access(s3), tmp_path)
+    ref = write_chunk(state, healthy(origin, 5))
+    done = [make_outcome(row_id(0)), make_outcome(row_id(1), Status.FAILED, error_class=ErrorClass.NOT_FOUND)]
+    ledger.append_outcomes(state, done[:1], 2, ref.digest, 0)
+    ledger.append_outcomes(state, done[1:], 2, ref.digest, 1)
+    ledger.append_outcomes(state, [make_outcome(row_id(2), run_no=1)], 1, ref.digest, 0)
+    job = job_for(bucket, state=f"s3://{bucket}/state", machines=2)
+    with engine(job, state, access(s3), run_no=2) as runtime:
+        result = run_chunk(runtime, ref)
+    assert result.counts == {"copied": 4, "failed": 1}
+    assert sorted(origin.requests) == ["/2.jpg", "/3.jpg", "/4.jpg"]
+    assert len(latest(state)) == 5
 
 
 @pytest.mark.parametrize(
