@@ -36,6 +36,8 @@ from tasks.reporting.text import Report
 from tasks.result_store import storing_results_in
 from tasks.retry_selection import RetrySelection
 from tasks.run import Run, open_run
+from tasks.shards.prefect_runs import deployment_for, end_orphans
+from tasks.shards.window import sharing_out
 from tasks.transfer import transfer_all
 
 INTERRUPTED_S = 5.0  # after a Ctrl-C, wait at most this long for an unreachable Prefect server
@@ -122,9 +124,12 @@ def migrate(
 
 def run_job(job: Job, selection: RetrySelection, amount: Amount, wait: bool, interrupts: signals.Interrupts) -> Report:
     """Run the job under its lease and return the report. Raises FerryError, and Interrupted before the transfer."""
-    warn, own, limit = get_run_logger().warning, UUID(flow_run.id), amount.limit
+    log, own, limit = get_run_logger(), UUID(flow_run.id), amount.limit
+    warn = log.warning
     prefect_state.check_start(flow_run.run_count, warn)
     mark_dead_runs(own, flow_run.run_count, warn)
+    is_whole = limit is None and not selection.only_failed
+    deployment = deployment_for(job.name, own) if job.machines > 1 and is_whole else None
     with (
         prefect_state.polling_state(own, flow_run.run_count, warn, interrupts) as follower,
         open_run(job, flow_run.name or job.name, limit, str(own), warn, wait=wait or flow_run.run_count > 1) as run,
@@ -136,12 +141,13 @@ def run_job(job: Job, selection: RetrySelection, amount: Amount, wait: bool, int
         number_run(own, run.run_no)
         follower.pause_by(run.runtime.pause)
         mark_predecessor(run.lease, own, warn)
+        end_orphans(own, flow_run.run_count, run.lease.took_over, run.state, warn)
         planned = plan_chunks(run, selection, limit, at_random=amount.at_random)
-        transfer_all(run, planned.chunks)
+        with sharing_out(run, planned.chunks, deployment, log) as (chunks, shards):
+            transfer_all(run, chunks, shards)
         retry_passes(run, job.retries.passes)
         run.shared.leave()
-        partly = selection.only_failed or limit is not None or run.runtime.stopping
-        if job.mode == "delta" and job.delta.delete_removed and not partly:
+        if job.mode == "delta" and job.delta.delete_removed and is_whole and not run.runtime.stopping:
             delete_removed(run)
         report = reconcile(run)
         if report.is_interrupted:

@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Crashed
 
-from ferry.state import LENGTH_S, RELEASED, RENEW_S, Holder, Lease, is_dead, this_process
+from ferry.state import LENGTH_S, RELEASED, RENEW_S, Holder, Lease, Seen, is_dead, this_process
 from tasks import prefect_api
 from tasks import run as runs
 
@@ -62,7 +62,7 @@ def has_died(run: FlowRun) -> bool:
     return is_dead(str(labels.get(PLACE, "")), int(labels.get(PID, 0)), str(labels.get(STARTED, "")))
 
 
-def mark_predecessor(lease: Lease, own: UUID, warn: Callable[[str], None]) -> None:
+def mark_predecessor(lease: Lease | Seen, own: UUID, warn: Callable[[str], None]) -> None:
     """Mark the run whose lease was taken over as Crashed if Prefect still shows it as running, on any machine.
 
     Does nothing for a run of another Prefect server, or if the server is unreachable.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
 from ferry.http import Auth
@@ -21,7 +21,19 @@ from ferry.job import Job
 from ferry.processes import PlannerProcess, PlanRequest
 from ferry.ratelimit import LimitsFollower, Share
 from ferry.reconcile import PruneResult
-from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, read_plan, read_predicted
+from ferry.state import (
+    ChunkRef,
+    Holder,
+    Lease,
+    Planned,
+    Seen,
+    State,
+    hold_lease,
+    last_run_no,
+    patient,
+    read_plan,
+    read_predicted,
+)
 from ferry.storage import Access, ends_too_early, run_preflight
 from ferry.transfer import Runtime
 from tasks import secrets, state_location
@@ -29,7 +41,7 @@ from tasks.own_files import refuse_own_files
 from tasks.reporting import log_format
 from tasks.reporting.run_view import RunView
 from tasks.reporting.text import ChunkProblem
-from tasks.workers.pool import WorkerPool, processes_of
+from tasks.workers.pool import LimitsSource, WorkerPool, processes_of
 from tasks.workers.shared_limits import SharedLimits
 from tasks.workers.tuning import for_many_objects, limit_malloc_arenas, raise_file_limit
 from tasks.workers.worker import Setup
@@ -45,21 +57,29 @@ SPOOLED = re.compile(
 KEEP_CHILD_ROWS = 20_000  # in longer runs, freeing the child's 100 MB is worth starting another one later
 
 
+class Sides(NamedTuple):
+    """What a process needs to talk to both ends: credentials, headers, the credential for web servers."""
+
+    source: Access
+    destination: Access
+    headers: dict[str, str]
+    auth: Auth | None
+
+
 @dataclass(slots=True)
 class Run:
     """The state of a run, which the flow's tasks share. Made by :func:`open_run`."""
 
     job: Job
     state: State
-    lease: Lease
+    lease: Lease | Seen
     runtime: Runtime
     run_no: int
     source: Access
     destination: Access
-    planner: PlannerProcess
+    planner: PlannerProcess | None  # None in a shard, which does not plan
     pool: WorkerPool
     auth: Auth | None  # the job's credential for web servers
-    shared: SharedLimits
     planned: Planned | None = None  # the run's first plan
     at_random: bool = False  # whether it takes a random sample
     returned: list[str] = field(default_factory=list)  # digests of chunks whose task returned in this run
@@ -72,10 +92,12 @@ class Run:
     hopeless: list[str] = field(default_factory=list)  # chunks with pending rows of hosts that never answered
     errors: list[FerryError] = field(default_factory=list)
     planning: bool = False
+    shared: SharedLimits = field(default_factory=SharedLimits)  # of a shard: none, since the run divides its limits
     pruned: PruneResult | None = None  # the result of deleting removed copies, if the job asks for it
 
     def child(self, work: str, **ask: Any) -> str:
         """Have the planner process do some work, such as `plan` or `finish`, and return its answer."""
+        assert self.planner is not None
         access = self.source, self.destination
         return self.planner.ask(
             PlanRequest(self.job, self.state.uri, str(state_location.cache_root()), *access, work, ask, auth=self.auth)
@@ -92,6 +114,13 @@ class Run:
         """Returns the full address of a file in the state."""
         return f"{self.state.uri.rstrip('/')}/{name}"
 
+    def number_chunks(self, refs: Sequence[ChunkRef], first: int | None = None, total: int | None = None) -> None:
+        """Give chunks that have none yet their places, such as `3-of-12`, after the chunks that have one."""
+        new = [ref for ref in refs if ref.digest not in self.places]
+        first = len(self.places) + 1 if first is None else first
+        total = len(self.places) + len(new) if total is None else total
+        self.places.update((ref.digest, f"{number}-of-{total}") for number, ref in enumerate(new, first))
+
     def note_problem(self, ref: ChunkRef, task_run: str, problem: str) -> None:
         """Have the run's page show a problem with a chunk."""
         self.chunk_problems.append(ChunkProblem(ref.digest, task_run, problem, self.file(ref.uri)))
@@ -99,7 +128,7 @@ class Run:
     def stop(self, reason: str) -> None:
         """Start no more objects, and let those in flight finish. Safe in a signal handler: it does not wait."""
         self.runtime.request_stop(reason)
-        if self.planning:
+        if self.planning and self.planner is not None:
             self.planner.stop(reason)
 
     def _until_stopped(self, work: str, **ask: Any) -> str:
@@ -111,7 +140,8 @@ class Run:
             return self.child(work, run_no=self.run_no, token=self.lease.token, **ask)
         finally:
             self.planning = False
-            self.planner.resume()
+            if self.planner is not None:
+                self.planner.resume()
 
     def prune(self) -> None:
         """Delete the copies whose rows were removed from the manifest. Raises Stopped, and what the deletion raises."""
@@ -128,7 +158,7 @@ class Run:
         self.planned = self.planned or planned
         self.at_random = self.at_random or at_random
         rows = sum(chunk.rows - chunk.done for chunk in planned.chunks)
-        if rows > KEEP_CHILD_ROWS:
+        if rows > KEEP_CHILD_ROWS and self.planner is not None:
             self.planner.close()
         again = planned.todo.get(Reason.RETRY, 0) if mode == "pass" else 0
         self.runtime.progress.requeue(again)
@@ -158,7 +188,6 @@ def open_run(
     ``flow_run`` is Prefect's ID, which the lease records for later runs. ``warn`` gets a message about a wait.
     Raises UserError for unusable settings, and LeaseHeld if another run holds the lease and ``wait`` is false.
     """
-    global _current
     state_location.refuse_lost_state(str(job.state))
     refuse_own_files(job)
     source, destination = secrets.accesses(job)
@@ -183,29 +212,65 @@ def open_run(
 
         lease = stack.enter_context(hold_lease(state, name, lease_lost, flow_run=flow_run, wait=wait, tell=warn))
         clean_spool(state)
-        run_no = log_format.run_fields["run_no"] = last_run_no(state) + 1
-        raise_file_limit()
-        limit_malloc_arenas()
+        state = patient(state, lambda _: lease.held)
+        run_no = last_run_no(state) + 1
         shared = SharedLimits(job.limits.shared, flow_run, warn)
         stack.callback(shared.leave)
         follower = stack.enter_context(LimitsFollower(state, job.limits, members=lambda: shared.members))
-        share, most = processes_of(job, limit, follower.limits)
-        limited = job.model_copy(update={"limits": follower.limits})
+        sides = Sides(source, destination, headers, auth)
+        run = stack.enter_context(_engine(job, state, lease, run_no, sides, follower, limit, planner))
+        run.shared = shared
+        runtimes.append(run.runtime)
+        yield run
+
+
+@contextlib.contextmanager
+def open_shard(job: Job, state: State, seen: Seen, run_no: int, limits: LimitsSource) -> Iterator[Run]:
+    """Start the runtime of a shard, which another process's run has planned, until the block ends.
+
+    Credentials and headers are resolved here, on this machine. Raises UserError for unusable ones.
+    """
+    source, destination = secrets.accesses(job)
+    sides = Sides(source, destination, secrets.headers(job), secrets.auth(job))
+    patient_state = patient(state, lambda _: seen.may_be_held)
+    with _engine(job, patient_state, seen, run_no, sides, limits, None, None) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _engine(
+    job: Job,
+    state: State,
+    lease: Lease | Seen,
+    run_no: int,
+    sides: Sides,
+    limits: LimitsSource,
+    limit: int | None,
+    planner: PlannerProcess | None,
+) -> Iterator[Run]:
+    """Start the runtime and its processes, and make the run :func:`current`, until the block ends."""
+    global _current
+    log_format.run_fields["run_no"] = run_no
+    raise_file_limit()
+    limit_malloc_arenas()
+    count, most = processes_of(job, limit, limits.limits)
+    limited = job.model_copy(update={"limits": limits.limits})
+    share = Share(count + limits.elsewhere(), count)
+    with contextlib.ExitStack() as stack:
         runtime = Runtime(
             limited, state, lease, run_no,
-            source_access=source, destination_access=destination, headers=headers, auth=auth, limit=limit,
-            share=Share(share, share),
+            source_access=sides.source, destination_access=sides.destination, headers=sides.headers, auth=sides.auth,
+            limit=limit, share=share,
         )  # fmt: skip
-        runtimes.append(runtime)
         stack.callback(runtime.close)
         setup = Setup(
-            limited, state.uri, str(state_location.cache_root()), source, destination, headers, run_no,
-            Share(share, share), log_format.run_fields, auth=auth,
+            limited, state.uri, str(state_location.cache_root()), sides.source, sides.destination, sides.headers,
+            run_no, share, log_format.run_fields, auth=sides.auth,
         )  # fmt: skip
-        pool = WorkerPool(runtime, lease, setup, most, follower)
+        pool = WorkerPool(runtime, lease, setup, most, limits)
         stack.callback(pool.close)
         stack.enter_context(for_many_objects())
-        _current = Run(job, state, lease, runtime, run_no, source, destination, planner, pool, auth, shared)
+        _current = Run(job, state, lease, runtime, run_no, sides.source, sides.destination, planner, pool, sides.auth)
         try:
             yield _current
         finally:

@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
@@ -54,14 +54,26 @@ def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any] | State[An
     return counts
 
 
-def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
+class MoreChunks(Protocol):
+    """Chunks that the run may come to have later, since other machines work on the plan, too."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there may be more, or another machine is still at work."""
+        ...
+
+    def take(self) -> Sequence[ChunkRef]:
+        """Returns chunks for this machine, as far as there are some now. Called a few times a second."""
+        ...
+
+
+def transfer_all(run: runs.Run, refs: Sequence[ChunkRef], more: MoreChunks | None = None) -> None:
     """Map :func:`transfer_chunk` over the chunks, with a limited number of active ones.
 
     A chunk that sleeps until its retry does not count as active. No chunk is submitted while the run is paused, or
     after it was stopped.
     """
-    first, total = len(run.places), len(run.places) + len(refs)
-    run.places.update((ref.digest, f"{number}-of-{total}") for number, ref in enumerate(refs, first + 1))
+    run.number_chunks(refs)
     mapped = transfer_chunk.with_options(retries=run.job.retries.chunk_attempts, retry_delay_seconds=0)
     waiting = deque(refs)
     futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}
@@ -69,16 +81,19 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     if any(ref.done < ref.rows for ref in refs):
         run.shared.join(run.runtime.sleep)
     run.pool.transferring = True
-    while futures or (waiting and not run.runtime.stopping):
+    while futures or ((waiting or (more is not None and more.is_open)) and not run.runtime.stopping):
         if run.pool.adjust():
-            get_run_logger().info("now %d engine processes, since one core limited the rate", run.pool.all_processes)
+            get_run_logger().info("now %d engine processes, since one core limited the rate", run.pool.processes)
         for change in run.pool.follow_limits():
             get_run_logger().info("%s", change)
+        # not earlier: chunks that this machine keeps ahead are lost to the others
+        if more is not None and not waiting and len(futures) < WINDOW and not run.runtime.stopping:
+            waiting.extend(more.take())
         while waiting and not run.runtime.stopping and has_room(run, waiting[0], len(futures)):
             ref = waiting.popleft()
             future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
-        if not futures:  # paused between two chunks
+        if not futures:  # paused between two chunks, or other machines are still at work
             run.runtime.sleep(POLL_S)
         done, _ = concurrent.futures.wait(futures, POLL_S, concurrent.futures.FIRST_COMPLETED)
         for finished in done:

@@ -35,7 +35,11 @@ class Fatal(FerryError):
     """The run cannot continue: destination, credentials, state or spool disk fail. Rows stay pending."""
 
 
-class Unreachable(Fatal):
+class MachineFatal(Fatal):
+    """This machine cannot continue: its disk, or its way to the state or the destination. Another machine may."""
+
+
+class Unreachable(MachineFatal):
     """The store of the state does not answer now; :class:`ferry.state.PatientState` waits for it."""
 
 
@@ -133,13 +137,15 @@ class ObjectError(FerryError):
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
-def disk_error(exc: OSError, what: str) -> Fatal:
-    """Return the Fatal for a failing local disk. ``what`` names the file that Ferry read or wrote."""
+def disk_error(exc: OSError, what: str) -> MachineFatal:
+    """Return the error for a failing local disk. ``what`` names the file that Ferry read or wrote."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Fatal(f"{what}: no space left on the disk. Free some space and run the job again; nothing is lost.")
+        return MachineFatal(
+            f"{what}: no space left on the disk. Free some space and run the job again; nothing is lost."
+        )
     if exc.errno == errno.EROFS:
-        return Fatal(f"{what}: the file system is read-only. Make it writable and run the job again.")
-    return Fatal(f"{what}: {exc.strerror or exc}")
+        return MachineFatal(f"{what}: the file system is read-only. Make it writable and run the job again.")
+    return MachineFatal(f"{what}: {exc.strerror or exc}")
 
 
 def errno_name(exc: BaseException) -> str:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Self
 
 from ferry.core import Fatal, FerryError, Stopped, UserError, command, die_with_parent
 from ferry.processes.ipc import Message, read_message, write_message
+from ferry.state import for_a_while, patient
 
 EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 
@@ -117,7 +118,7 @@ def _work(request: PlanRequest) -> str:
     from ferry.reconcile import finish_run, prune_removed
     from ferry.report import write_report
 
-    state = request.open_state()
+    state = patient(request.open_state(), for_a_while)
     if request.work == "prune":
         return json.dumps(prune_removed(request.job, state, request.source, request.destination, **request.ask))
     if request.work == "plan":

@@ -51,6 +51,10 @@ class LimitsFollower:
         """This run's part of the limits in force at the last :meth:`update`, without a timetable."""
         return limits_of(limits_of_settings(self._found), self._shared_by)
 
+    def elsewhere(self) -> int:
+        """Returns 0: a run begins with the processes of its own machine."""
+        return 0
+
     def update(self) -> list[str]:
         """Evaluate the limits, and return a sentence for each change; from the first call, those from the job's own."""
         self._found = in_force(self._now(), self._given, self._overrides)

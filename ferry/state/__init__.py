@@ -77,7 +77,7 @@ from ferry.state.parquet import (
     to_bytes,
     with_schema,
 )
-from ferry.state.patient_state import for_a_while, patient
+from ferry.state.patient_state import for_a_while, impatient, patient
 from ferry.state.plan_file import (
     HINTS,
     LOCATION_FILE,
@@ -165,6 +165,7 @@ __all__ = [
     "forget_returned",
     "hold_lease",
     "host_sql",
+    "impatient",
     "is_dead",
     "is_intact",
     "iterate_failures",

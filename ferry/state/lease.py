@@ -213,7 +213,8 @@ class Seen:
 
     def __init__(self, state: State, token: str, fresh_s: float, allowed: Callable[[], bool] = lambda: True) -> None:
         """``allowed`` is asked at each look; once it returns False, the lease counts as lost."""
-        self._state, self._token, self._fresh_s, self._allowed = state, token, fresh_s, allowed
+        self._state, self.token, self._fresh_s, self._allowed = state, token, fresh_s, allowed
+        self.took_over: Holder | None = None  # as of a Lease: it takes over none
         self._raw = b""
         self._changed = self._looked = float("-inf")
         self._lock = threading.Lock()
@@ -231,7 +232,7 @@ class Seen:
         except FileNotFoundError:  # released by the run
             raw = b""
         found = decode(raw) if raw else None
-        if found is None or found.token != self._token or found.expires_at == RELEASED or not self._allowed():
+        if found is None or found.token != self.token or found.expires_at == RELEASED or not self._allowed():
             self.lost = True
         elif raw != self._raw:
             self._raw, self._changed = raw, asked

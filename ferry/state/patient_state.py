@@ -1,4 +1,4 @@
-"""A state in a bucket that waits for its store while the caller may go on waiting."""
+"""A state in a bucket that waits for its store while the caller may wait."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ class PatientState:
 
     def __init__(self, state: State, may_wait: Callable[[float], bool]) -> None:
         self.uri, self.spool_dir = state.uri, state.spool_dir
-        self._state = state
+        self.state = state
         self._may_wait = may_wait
 
     def read(self, name: str) -> bytes:
-        return self._patiently(lambda: self._state.read(name))
+        return self._patiently(lambda: self.state.read(name))
 
     def write(self, name: str, data: bytes) -> None:
-        self._patiently(lambda: self._state.write(name, data))
+        self._patiently(lambda: self.state.write(name, data))
 
     def write_file(self, name: str, path: Path) -> None:
-        self._patiently(lambda: self._state.write_file(name, path))
+        self._patiently(lambda: self.state.write_file(name, path))
 
     def create(self, name: str, data: bytes) -> bool:
-        return self._patiently(lambda: self._state.create(name, data))
+        return self._patiently(lambda: self.state.create(name, data))
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
-        return self._patiently(lambda: self._state.swap(name, old, new))
+        return self._patiently(lambda: self.state.swap(name, old, new))
 
     def drop(self, name: str, old: bytes, instead: bytes) -> bool:
-        return self._patiently(lambda: self._state.drop(name, old, instead))
+        return self._patiently(lambda: self.state.drop(name, old, instead))
 
     def list(self, folder: str, start: str = "") -> list[str]:
-        return self._patiently(lambda: self._state.list(folder, start))
+        return self._patiently(lambda: self.state.list(folder, start))
 
     def delete(self, names: Iterable[str]) -> None:
         deleted = list(names)
-        self._patiently(lambda: self._state.delete(deleted))
+        self._patiently(lambda: self.state.delete(deleted))
 
     def local(self, name: str, *, refresh: bool = False) -> Path:
-        return self._patiently(lambda: self._state.local(name, refresh=refresh))
+        return self._patiently(lambda: self.state.local(name, refresh=refresh))
 
     def check_conditions(self) -> None:
-        self._state.check_conditions()
+        self.state.check_conditions()
 
     def delete_stale_copies(self) -> None:
-        self._patiently(self._state.delete_stale_copies)
+        self._patiently(self.state.delete_stale_copies)
 
     def _patiently(self, work: Callable[[], T]) -> T:
         began = time.monotonic()
@@ -72,8 +72,13 @@ class PatientState:
             time.sleep(PAUSE_S)
 
 
+def impatient(state: State) -> State:
+    """Returns the state whose operations end with their first error."""
+    return state.state if isinstance(state, PatientState) else state
+
+
 def for_a_while(waited_s: float) -> bool:
-    """Returns whether a process that does not know when the lease ends goes on waiting."""
+    """Returns whether a process that does not know when the lease ends continues to wait."""
     return waited_s < CHILD_PATIENCE_S
 
 

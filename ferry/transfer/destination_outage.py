@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ferry.core import ErrorClass, Fatal, ObjectError
+from ferry.core import ErrorClass, MachineFatal, ObjectError
 
 ENDS_S = 120.0
 MIN_KEYS = 5  # fewer keys may have objects that always break the connection
@@ -71,7 +71,7 @@ class Outage:
     def failed(self, key: str, error: ObjectError, kind: Kind) -> bool:
         """Records a failed request, and returns whether the destination is away.
 
-        Raises Fatal once it has not responded for ENDS_S.
+        Raises MachineFatal once it has not responded for ENDS_S.
         """
         if not is_silence(error):
             self.answered(kind)
@@ -85,7 +85,7 @@ class Outage:
         silent_s = now - silence.since
         found = verdict(silent_s, len(silence.keys))
         if found == "over":
-            raise Fatal(
+            raise MachineFatal(
                 f"the destination has not responded to any {kind} request for {silent_s:,.0f} s ({error.message}). The "
                 "remaining rows stay pending. Check that `destination` is correct and reachable from this machine, "
                 "then run the job again"

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from ferry.core import Budget, ChunkIncomplete, Fatal, FerryError, Progress
+from ferry.core import Budget, ChunkIncomplete, Fatal, FerryError, MachineFatal, Progress
 from ferry.http import AddressFilter, Auth, Origin
 from ferry.job import Checks, Job, Limits, Retries
 from ferry.ratelimit import (
@@ -257,7 +257,7 @@ class Runtime:
     def check_lease(self) -> None:
         """Raises Fatal once another run may hold the state. It may block, so the loop's thread must not call it."""
         if not self._lease.held and not self._lease.regain():
-            raise Fatal(
+            raise MachineFatal(
                 "this run lost its lease on the state to another run and writes nothing more. Run the job again later"
             )
 

@@ -119,6 +119,8 @@ def run(
             raise UserError("--dry-run plans all rows; leave out --limit, --sample, --retry-failed and --replan")
         return _show_plan(load_job(job_file, set_), job_file, json_)
     job, folder = load_job(job_file, set_), job_file.absolute().parent
+    if limit is None and sample is None and not retry_failed:
+        local_run.refuse_unreachable_server(job)
     local_run.say_start(job, folder)
     local_run.prepare(job, job_file, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_

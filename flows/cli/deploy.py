@@ -112,7 +112,8 @@ def deploy(
             changes, there = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
             watched, project = there, prefect_yaml.project(file)
         if not dry_run:
-            ids = {name: one.id for name, one in watched.items()}
+            # the run of a shard submits it again, and its alerts are those of the run
+            ids = {name: one.id for name, one in watched.items() if not name.startswith("shard/")}
             together = watched if job_files else None
             changes += automations.apply(client, project, ids, notify, expected=expected, jobs=together)
         hints = _hints(client, there, bool(job_files)) if not dry_run else []

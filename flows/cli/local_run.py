@@ -93,6 +93,17 @@ def say_start(job: Job, folder: Path) -> None:
     terminal.err.print(f"[dim]{terminal.shown(job.name)}: {terminal.shown(where)}[/dim]")
 
 
+def refuse_unreachable_server(job: Job) -> None:
+    """Raises UserError for a job on several machines with the local Prefect server, which only this one reaches."""
+    from flows.server.api_address import given_url
+
+    if job.machines > 1 and not given_url():
+        raise UserError(
+            f"machines: {job.machines} needs a Prefect server that the other machines reach, and the local one answers "
+            "only this machine. Set PREFECT_API_URL, run the job with `--on migrate/NAME`, or with `--set machines=1`"
+        )
+
+
 def refuse_second_run(job: Job) -> None:
     """Raises LeaseHeld if another run of the job is running, before this one waits for a Prefect server."""
     from ferry.state import refuse_held

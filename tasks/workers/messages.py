@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, Self
 
-from ferry.core import ChunkIncomplete, Fatal, FerryError, UserError
+from ferry.core import ChunkIncomplete, Fatal, FerryError, MachineFatal, UserError
 from ferry.job import Limits
 from ferry.ratelimit import HostSnapshot, busiest
 from ferry.transfer import AHEAD_ROWS, READY_ROWS, Runtime, Wait
@@ -134,11 +134,13 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     if isinstance(error, UserError):
         return {"user_error": str(error)}
     text = str(error) if isinstance(error, FerryError) else f"unexpected {type(error).__name__}: {error}"
-    return {"fatal": text}
+    return {"fatal": text, "of_machine": isinstance(error, MachineFatal)}
 
 
 def error_of(answer: Mapping[str, Any], chunk: str) -> FerryError:
     """Returns the error that a process's answer describes."""
     if "pending" in answer:
         return ChunkIncomplete(chunk, answer["pending"], answer["why"], hopeless=answer["hopeless"])
-    return UserError(answer["user_error"]) if "user_error" in answer else Fatal(answer["fatal"])
+    if "user_error" in answer:
+        return UserError(answer["user_error"])
+    return (MachineFatal if answer.get("of_machine") else Fatal)(answer["fatal"])

@@ -63,6 +63,9 @@ class LimitsSource(Protocol):
     @property
     def limits(self) -> Limits: ...
     def update(self) -> list[str]: ...
+    def elsewhere(self) -> int:
+        """Returns the number of processes on other machines at the start of this one."""
+        ...
 
 
 class WorkerPool:

@@ -35,7 +35,9 @@ ANSWER_S = 2 * prefect_api.TIMEOUT_S
 class SharedLimits:
     """This run's part of the limits, as the number of live runs that divide them."""
 
-    def __init__(self, name: str | None, flow_run: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str | None = None, flow_run: str = "", warn: Callable[[str], None] = lambda _: None
+    ) -> None:
         """``name`` is the job's `limits.shared`; without one, or without a run at Prefect, ``members`` stays 1."""
         self.members = 1
         self._tag, self._own, self._warn = f"shared:{name}", flow_run, warn

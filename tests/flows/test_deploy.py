@@ -35,7 +35,7 @@ from tests.flows.project import Cli, Prefect
 pytestmark = pytest.mark.slow
 
 SECRET = "not-to-be-shown"
-MINE = ["migrate/prod", "migrate/nightly", "verify/weekly"]
+MINE = ["migrate/prod", "migrate/nightly", "verify/weekly", "shard/products"]
 ALL = {
     "work pool pool": "created",
     **{f"deployment {name}": "created" for name in MINE},
@@ -61,11 +61,13 @@ def test_it_makes_what_is_missing_and_then_nothing(deployed: Deployed, prefect_a
     assert deployments(prefect_api, deployed) == {}
     assert deployed.changes() == ALL
     made = deployments(prefect_api, deployed)
-    assert set(made) == {"prod", "nightly", "weekly"}
+    assert set(made) == {"prod", "nightly", "weekly", "products"}
     for one in made.values():
         assert "ferry" in one["tags"]
         assert one["description"]
-        assert one["global_concurrency_limit"]["limit"] == 1
+        is_shard = one is made["products"]  # of these, several run at once
+        assert (one["global_concurrency_limit"] is None) is is_shard
+        assert is_shard or one["global_concurrency_limit"]["limit"] == 1
         assert one["work_pool_name"] == deployed.pool
         assert all(schedule["active"] is False for schedule in one["schedules"]), "off until somebody switches it on"
     assert made["prod"]["concurrency_options"]["collision_strategy"] == "ENQUEUE"

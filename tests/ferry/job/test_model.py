@@ -402,3 +402,23 @@ def test_parts_that_are_left_out() -> None:
         assert schema[name]["default"] is None
         assert {"type": "null"} in schema[name]["anyOf"]
         assert schema[name]["description"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, "state"),
+        ({"state": "/srv/ferry/x"}, "state"),
+        ({"state": "s3://b/ferry", "destination": "file:///srv/new/"}, "destination"),
+        ({"state": "s3://b/ferry", "manifest": "file:///srv/old/"}, "source.roots or manifest"),
+        ({"state": "s3://b/ferry", "source": {"roots": ["file:///srv/old/"]}}, "source.roots or manifest"),
+    ],
+)
+def test_what_other_machines_do_not_see(settings: dict[str, Any], named: str) -> None:
+    """Directories of this machine are refused with `machines`, and are good without."""
+    given = {"name": "x", "manifest": "x.csv", "destination": "s3://b/p/", **settings}
+    Job.model_validate(given)
+    with pytest.raises(ValidationError, match=f"machines: 3 needs a bucket for {named},"):
+        Job.model_validate({**given, "machines": 3})
+    known = {**given, "state": "s3://b/ferry", "destination": "s3://b/p/", "source": {}, "manifest": "x.csv"}
+    assert Job.model_validate({**known, "machines": 3}).fingerprint() == Job.model_validate(known).fingerprint()

@@ -1,0 +1,124 @@
+"""The runs of shards at Prefect: which deployment they are of, submitting, watching and ending them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelled
+
+from ferry.core import UserError
+from ferry.state import Holder
+from ferry.state import State as StateFiles
+from tasks import prefect_api
+from tasks.shards.files import FOLDER, SETTINGS, read_settings
+
+T = TypeVar("T")
+FLOW = "shard"
+TIMEOUT_S = 10.0
+
+
+def deployment_for(job: str, own: UUID) -> DeploymentResponse:
+    """Returns the deployment whose runs transfer the shards of this run.
+
+    It is the deployment of the flow `shard` with the job's name, else the only one in the run's work pool; for a run
+    without a work pool, the only one. Raises UserError.
+    """
+    with prefect_api.required_client() as client:
+        pool = client.read_flow_run(own).work_pool_name
+        known = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])), limit=200)
+    return choose([(one, one.name, one.work_pool_name) for one in known], job, pool)
+
+
+def choose(known: Sequence[tuple[T, str, str | None]], job: str, pool: str | None) -> T:
+    """Returns a deployment of the flow `shard`, given each with its name and work pool. Raises UserError.
+
+    | deployments with the job's name | in the run's work pool, or any if the run has none | chosen |
+    |---|---|---|
+    | one | any | that |
+    | none | one | that |
+    | none | none, or several | none: a UserError that says what to do |
+    | several | any | none: Prefect does not allow it in one flow |
+    """
+    named = [one for one in known if one[1] == job]
+    found = named or [one for one in known if pool is None or one[2] == pool]
+    if len(found) == 1:
+        return found[0][0]
+    where = f" in the work pool `{pool}`" if pool else ""
+    if not found:
+        raise UserError(
+            f"`machines` is more than 1, and the Prefect server has no deployment of the flow `shard`{where}. "
+            "`ferry deploy` creates that of prefect.yaml"
+        )
+    names = ", ".join(sorted(f"{FLOW}/{name}" for _, name, _ in found))
+    raise UserError(
+        f"`machines` is more than 1, and the Prefect server has several deployments of the flow `shard`{where}: "
+        f"{names}. Name one of them like the job, `{job}`"
+    )
+
+
+def submit(deployment: UUID, parameters: Mapping[str, Any], name: str, key: str) -> UUID:
+    """Submit a shard, and return its flow run. The same ``key`` returns the same flow run.
+
+    It is linked to the run in whose context this is called. May raise one of prefect_api.API_ERRORS.
+    """
+    once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: TIMEOUT_S}
+    with temporary_settings(once):
+        run: Any = run_deployment(
+            deployment, parameters=dict(parameters), flow_run_name=name, timeout=0, idempotency_key=key, tags=["ferry"]
+        )
+    return UUID(str(run.id))
+
+
+def runs_of(client: SyncPrefectClient, ids: Collection[UUID]) -> dict[UUID, FlowRun]:
+    """Returns these flow runs as Prefect has them."""
+    if not ids:
+        return {}
+    asked = FlowRunFilter(id=FlowRunFilterId(any_=list(ids)))
+    return {run.id: run for run in client.read_flow_runs(flow_run_filter=asked)}
+
+
+def end(client: SyncPrefectClient, run: UUID, state: State[Any]) -> None:
+    """Set the final state of a shard's flow run and of its chunk tasks."""
+    client.set_flow_run_state(run, state, force=True)
+    prefect_api.end_tasks(client, prefect_api.active_tasks(client, run), state)
+
+
+def end_children(client: SyncPrefectClient, parent: UUID, state: State[Any]) -> int:
+    """End the shards of a run that Prefect shows as not ended. Returns how many."""
+    asked = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]))
+    left = [run.id for run in client.read_flow_runs(flow_run_filter=asked) if not (run.state and run.state.is_final())]
+    for run in left:
+        end(client, run, state)
+    return len(left)
+
+
+def end_orphans(
+    own: UUID, starts: int, took_over: Holder | None, state: StateFiles, warn: Callable[[str], None]
+) -> None:
+    """End the shards of a run that died, and wait until each has looked at the lease and stopped.
+
+    It is the run whose lease was taken over, or an earlier process of this flow run.
+    """
+    parents = {UUID(took_over.flow_run)} if took_over is not None and took_over.flow_run else set()
+    for parent in parents | ({own} if starts > 1 else set()):
+        with prefect_api.best_effort(warn, "the shards of a run that died are not ended at Prefect") as client:
+            reason = "the run of this shard died; the job's next run resumes"
+            if count := end_children(client, parent, Cancelled(message=reason)):
+                warn(f"{count} shards of a run that died are now marked as Cancelled at Prefect")
+    if took_over is not None and any(name != SETTINGS for name in state.list(FOLDER)):
+        time.sleep(read_settings(state).look_s + 1.0)

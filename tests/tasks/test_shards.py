@@ -1,0 +1,280 @@
+"""Shards without Prefect: how a plan is cut, the files of the protocol, and what a shard's process obeys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ferry.core.errors import Fatal, MachineFatal, Stopped, UserError, disk_error
+from ferry.core.progress import Progress
+from ferry.state import ChunkRef, lease
+from ferry.state.bucket import open_state
+from ferry.state.files import DirectoryState, State
+from flows.cli.local_run import refuse_unreachable_server
+from tasks.shards import files as shard_files
+from tasks.shards.cut import cut
+from tasks.shards.files import End, Settings, ShardFiles, ShardPlan, SharedOrders, code_digest, read_settings
+from tasks.shards.handle import Shard, ShardHandle
+from tasks.shards.member import Member
+from tasks.shards.prefect_runs import choose
+from tasks.workers.messages import Beat, Orders, describe_error, error_of
+from tests.servers.odd_s3 import Fault, OddS3
+from tests.support.helpers import access, make_job
+
+
+def ref(number: int, rows: int = 20, done: int = 0) -> ChunkRef:
+    return ChunkRef(f"chunks/{number}", f"{number:064d}", rows, 0, "base", 1, done=done)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "machines", "least", "sizes"),
+    [
+        (10, 1, 1, [10]),
+        (10, 3, 200, [10]),  # 200 rows are one shard
+        (10, 3, 100, [5, 5]),
+        (10, 3, 40, [2, 2, 2, 2, 2]),
+        (100, 2, 1, [13, 12, 13, 12, 13, 12, 13, 12]),  # four for each machine
+        (3, 10, 1, [1, 1, 1]),  # a chunk is never cut
+        (0, 3, 1, []),
+    ],
+)
+def test_how_a_plan_is_cut(chunks: int, machines: int, least: int, sizes: list[int]) -> None:
+    """The table of the function; each chunk has 20 rows to do."""
+    parts = cut([ref(number) for number in range(chunks)], machines, least, 4)
+    assert sorted(map(len, parts)) == sorted(sizes)
+    assert [one for part in parts for one in part] == [ref(number) for number in range(chunks)]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), max_size=40),
+    machines=st.integers(1, 9),
+    least=st.integers(1, 100),
+)
+def test_a_cut_loses_no_chunk(rows: list[tuple[int, int]], machines: int, least: int) -> None:
+    """All chunks with rows to do, in their order, none twice, and no empty part."""
+    refs = [ref(number, size, min(size, done)) for number, (size, done) in enumerate(rows)]
+    parts = cut(refs, machines, least, 4)
+    assert [one for part in parts for one in part] == [one for one in refs if one.done < one.rows]
+    assert all(parts)
+    assert len(parts) <= max(1, machines * 4)
+
+
+@pytest.fixture(params=["directory", "bucket with opaque ETags"])
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[State]:
+    if request.param == "directory":
+        yield DirectoryState(tmp_path / "state")
+        return
+    with OddS3(etags="opaque") as server:
+        server.make_bucket("state")
+        yield open_state("s3://state/some/job", access(server), tmp_path / "cache")
+
+
+@pytest.fixture
+def files(state: State) -> ShardFiles:
+    return ShardFiles(state, 7)
+
+
+def test_one_process_has_an_attempt(files: ShardFiles) -> None:
+    """The one that creates the claim first. The next attempt is another one."""
+    assert files.claim(1, 1)
+    assert not files.claim(1, 1)
+    assert files.claim(1, 2)
+    assert files.names() == {"1-1.claim", "1-2.claim"}
+
+
+def test_a_claim_whose_answer_was_lost(tmp_path: Path) -> None:
+    """It is repeated, and counts: the file is this process's own. Another process still does not get it."""
+    with OddS3() as server:
+        server.make_bucket("state")
+        mine, theirs = (
+            ShardFiles(open_state("s3://state/some/job", access(server), tmp_path / name), 7) for name in ("a", "b")
+        )
+        server.faults.append(Fault("lost answer", ("PutObject",), times=1))
+        assert mine.claim(1, 1)
+        assert not theirs.claim(1, 1)
+
+
+def test_a_store_without_conditions_holds_no_shards(tmp_path: Path) -> None:
+    """Two processes could have one attempt. Such a store holds no state at all."""
+    with OddS3(conditions="ignored") as server:
+        server.make_bucket("state")
+        state = open_state("s3://state/some/job", access(server), tmp_path)
+        with pytest.raises(UserError, match="cannot hold a state"), lease.hold_lease(state, "run"):
+            raise AssertionError
+
+
+def test_the_files_are_read_as_they_were_written(files: ShardFiles, state: State) -> None:
+    """And those of earlier runs are deleted, but not the settings."""
+    plan = ShardPlan([ref(1), ref(2)], 3, 9, "code")
+    files.write_plan(1, plan)
+    assert files.read_plan(1) == plan
+    shared = SharedOrders(Orders(3, "stop", True, {}, {"a": (1.5, "why")}), {"1": 2}, {"1": 1})
+    files.write_orders(shared)
+    found = files.read_orders()
+    assert found is not None
+    assert found.orders.share == 3
+    assert found.counts(1, 2)
+    assert not found.counts(1, 1)
+    assert not found.counts(2, 1)
+    end = End("done", "", ["a"], 1, {"b": "why"}, {"a": "id"}, True, [["a", "b", "c", "d"]])
+    files.write_beat(1, 2, 4, Beat({"copied": 3}), end)
+    assert files.read_beat(1, 2) == (4, Beat({"copied": 3}), end)
+    state.write(shard_files.SETTINGS, b'{"look_s": 0.5}')
+    ShardFiles(state, 8).delete_earlier()
+    assert state.list("shards") == ["shards/settings.json"]
+    assert files.read_orders() is None
+    assert read_settings(state) == Settings(look_s=0.5)
+
+
+def test_a_dead_shard_is_silent_before_its_process_may_write_again() -> None:
+    """So that a shard that is only cut off has stopped by itself when another process takes its rows."""
+    assert Settings().look_s < Settings().fresh_s < Settings().silent_s
+
+
+def handle(state: State, files: ShardFiles) -> tuple[ShardHandle, Progress]:
+    runtime: Any = SimpleNamespace(progress=Progress())
+    return ShardHandle(runtime, Shard(1, [ref(1)]), None), runtime.progress  # type: ignore[arg-type]
+
+
+def test_the_run_counts_what_a_shard_says(state: State, files: ShardFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats add up; a process without a new beat is silent from when its claim was seen."""
+    now = 100.0
+    monkeypatch.setattr("tasks.shards.handle.time.monotonic", lambda: now)
+    made, progress = handle(state, files)
+    progress.start(50)
+    assert made.look(files, files.names()) == 0.0
+    assert not made.is_claimed
+    files.claim(1, 1)
+    made.look(files, files.names())
+    assert made.is_claimed
+    assert made.processes == 0
+    files.write_beat(1, 1, 1, Beat({"copied": 3}, bytes=30, processes=2))
+    for number, at in enumerate((101.0, 104.0, 107.0, 110.0)):
+        now = at
+        assert made.look(files, files.names()) == 3.0 * number
+    assert made.processes == 2
+    files.write_beat(1, 1, 2, Beat({"copied": 4, "failed": 1}, {"timeout": 1}, 40))
+    assert made.look(files, files.names()) == 0.0
+    assert progress.snapshot().statuses == {"copied": 4, "failed": 1}
+    assert progress.snapshot().bytes == 40
+    assert progress.retryable == 1
+    made.count_again({"a": ("copied", None), "b": ("failed", "not_found")})
+    shown = progress.snapshot()
+    assert (shown.done, shown.failed, progress.retryable) == (2, 1, 0)
+
+
+def join(state: State, token: str, attempt: int = 1) -> Member:
+    return Member(make_job(), state, 7, token, 1, attempt)
+
+
+def order(files: ShardFiles, **orders: Any) -> None:
+    files.write_orders(SharedOrders(Orders(**orders), {"1": 1}, {}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state, files: None,  # no orders: a later run has tidied up
+        lambda state, files: order(files, stop="interrupted"),
+        lambda state, files: files.write_orders(SharedOrders(Orders(), {"1": 2}, {})),
+        lambda state, files: files.write_orders(SharedOrders(Orders(), {}, {})),
+    ],
+)
+def test_an_attempt_that_does_not_count(change: Callable[[Any, Any], None], state: State, files: ShardFiles) -> None:
+    """Its process begins nothing."""
+    with lease.hold_lease(state, "run") as held:
+        change(state, files)
+        with pytest.raises(Stopped):
+            join(state, held.token)
+
+
+def test_a_shard_of_a_run_that_is_over(state: State, files: ShardFiles) -> None:
+    """Another run holds the lease, or none does."""
+    with lease.hold_lease(state, "run") as held:
+        order(files)
+        assert join(state, held.token).seen.held
+        with pytest.raises(Stopped):
+            join(state, "another token")
+    with pytest.raises(Stopped):
+        join(state, held.token)
+
+
+def test_other_code_is_refused(state: State, files: ShardFiles) -> None:
+    """Before the claim, so that another process may take the shard."""
+    with lease.hold_lease(state, "run") as held:
+        order(files)
+        files.write_plan(1, ShardPlan([ref(1)], 1, 1, "0.0.1 0123456789abcdef"))
+        with pytest.raises(UserError, match=r"0\.0\.1 0123456789abcdef. Install the same version"):
+            join(state, held.token).claim()
+        assert not files.names() & {"1-1.claim"}
+        files.write_plan(1, ShardPlan([ref(1)], 1, 1, code_digest()))
+        assert join(state, held.token).claim().refs == [ref(1)]
+        with pytest.raises(Stopped):
+            join(state, held.token).claim()
+
+
+def test_limits_and_processes_are_those_of_the_orders(state: State, files: ShardFiles) -> None:
+    """A shard divides by all processes of the run; its own are counted once, before and after the run knows them."""
+    with lease.hold_lease(state, "run") as held:
+        limits = make_job(limits={"requests_per_s": 5}).limits.model_dump(mode="json")
+        order(files, share=3, limits=limits)
+        member = join(state, held.token)
+        assert member.elsewhere() == 3
+        files.write_orders(SharedOrders(Orders(5, limits=limits), {"1": 1}, {"1": 2}))
+        member.seen.look()
+        assert member.elsewhere() == 3
+        assert member.limits.requests_per_s is None
+        assert member.update() == []
+        assert member.limits.requests_per_s == 5
+
+
+def test_errors_of_a_machine() -> None:
+    """They are told apart from errors of the job, also through a pipe."""
+    full = disk_error(OSError(28, "full"), "spool")
+    assert isinstance(full, MachineFatal)
+    for error, kind in ((full, MachineFatal), (Fatal("no bucket"), Fatal)):
+        found = error_of(json.loads(json.dumps(describe_error(error))), "c")
+        assert type(found) is kind
+        assert str(found) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("known", "pool", "chosen"),
+    [
+        ([("job", "a"), ("other", "b")], "b", "job"),
+        ([("x", "a"), ("y", "b")], "b", "y"),
+        ([("x", "a")], None, "x"),
+        ([], None, "has no deployment of the flow `shard`. `ferry deploy` creates"),
+        ([("x", "a")], "b", "has no deployment of the flow `shard` in the work pool `b`."),
+        ([("x", "b"), ("y", "b")], "b", "`b`: shard/x, shard/y. Name one of them like the job, `job`"),
+    ],
+)
+def test_which_deployment(known: list[tuple[str, str]], pool: str | None, chosen: str) -> None:
+    """The table of the function."""
+    given = [(name, name, work_pool) for name, work_pool in known]
+    if chosen in dict(known):
+        assert choose(given, "job", pool) == chosen
+    else:
+        with pytest.raises(UserError) as error:
+            choose(given, "job", pool)
+        assert chosen in str(error.value)
+
+
+def test_the_local_server_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Other machines do not reach it; a job on one machine, and any other server, is good."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    several = make_job(machines=3, state="s3://b/ferry", destination="s3://b/p/")
+    refuse_unreachable_server(make_job())
+    with pytest.raises(UserError, match="machines: 3 needs a Prefect server that the other machines reach"):
+        refuse_unreachable_server(several)
+    monkeypatch.setenv("PREFECT_API_URL", "http://server:4200/api")
+    refuse_unreachable_server(several)
