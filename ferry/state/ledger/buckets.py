@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ferry.core import Damaged, disk_error
@@ -40,6 +39,8 @@ class Buckets:
                     self._split(table)
 
     def _split(self, table: pa.Table) -> None:
+        import pyarrow.compute as pc  # imported here, since it loads NumPy, which quick commands do without
+
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         ids = table.column("row_id").combine_chunks()
         digits = pc.utf8_slice_codeunits(ids, 0, max(len(each.low) for each in self._ranges))
