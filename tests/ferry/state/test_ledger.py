@@ -24,6 +24,7 @@ from ferry.state.checksums import checked_name, encode_checked_json
 from ferry.state.files import DirectoryState
 from ferry.state.ledger import append_outcomes, compact_ledger, last_run_no, ledger_files
 from ferry.state.parquet import encode_outcomes, outcomes_of, read_table
+from ferry.state.recorded import recorded_of
 from tests.support.helpers import access, directory_state, later, latest, make_outcome, row_id
 
 FULL = make_outcome(
@@ -79,6 +80,16 @@ def test_a_late_failure_does_not_hide_a_copy(state: DirectoryState) -> None:
     for _ in range(2):
         assert [latest(state)[row_id(row)].status for row in range(5)] == expected
         compact_ledger(state, 2)
+
+
+def test_what_a_run_has_recorded_of_a_chunk(state: DirectoryState) -> None:
+    """Of this run and chunk alone, also in several files; a copy beats a failure in any of them."""
+    failed = {"error_class": ErrorClass.TIMEOUT, "retryable": True}
+    append_outcomes(state, [make_outcome(1, Status.FAILED, **failed), make_outcome(2)], 3, "c" * 64, 0)
+    append_outcomes(state, [make_outcome(1), make_outcome(2, Status.FAILED, **failed)], 3, "c" * 64, 1)
+    append_outcomes(state, [make_outcome(3)], 3, "d" * 64, 0)
+    append_outcomes(state, [make_outcome(4)], 2, "c" * 64, 0)
+    assert recorded_of(state, 3, "c" * 64) == {row_id(1): ("copied", None), row_id(2): ("copied", None)}
 
 
 @settings(max_examples=8, deadline=None)
