@@ -1,4 +1,4 @@
-"""Metrics of a job's last run, which stay when its process has ended (docs/decisions/0067).
+"""Metrics of a job's last run, which stay when its process has ended (docs/decisions/0066).
 
 Two settings say where they go: a directory that node_exporter reads, and a Pushgateway. Neither delays or ends a run.
 """

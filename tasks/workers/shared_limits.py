@@ -1,4 +1,4 @@
-"""Limits that live runs of several jobs share (`limits.shared`): each takes an equal part (docs/decisions/0068).
+"""Limits that live runs of several jobs share (`limits.shared`): each takes an equal part (docs/decisions/0067).
 
 The record of live runs is at the Prefect server: a tag that names what is shared, and a label that changes every few
 seconds. The server is asked twice in that time, never for a request to a host.

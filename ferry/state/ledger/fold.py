@@ -1,4 +1,4 @@
-"""The fold of the ledger at the end of a run (docs/decisions/0064-a-ledger-in-ranges.md)."""
+"""The fold of the ledger at the end of a run (docs/decisions/0063-a-ledger-in-ranges.md)."""
 
 from __future__ import annotations
 
