@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Shop:
         return helpers.make_job(manifest=str(self.folder / "list.csv"), destination=destination, **given)
 
     def check(self, job: Job, access: Access, rows: int = 200, **given: Any) -> CheckResult:
-        folder = self.folder / "check"
+        folder = self.folder / f"check-{secrets.token_hex(4)}"  # as the command, which has another one each time
         state = helpers.directory_state(self.folder)
         planned = helpers.plan(job, state, 0, server=access, dry=True, sample=rows, sample_folder=str(folder))
         return check_job(job, planned, folder, Engine(access, access, {}), plan_s=1.0, processes=1, **given)
