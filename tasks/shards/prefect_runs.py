@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from tasks.shards.files import FOLDER, SETTINGS, read_settings
 T = TypeVar("T")
 FLOW = "shard"
 TIMEOUT_S = 10.0
+CLOCKS_APART = timedelta(minutes=5)  # of two machines, at most; further apart, a shard waits for a clock
 
 
 def deployment_for(job: str, own: UUID) -> DeploymentResponse:
@@ -74,13 +76,16 @@ def choose(known: Sequence[tuple[T, str, str | None]], job: str, pool: str | Non
 def submit(deployment: UUID, parameters: Mapping[str, Any], name: str, key: str) -> UUID:
     """Submit a shard, and return its flow run. The same ``key`` returns the same flow run.
 
-    It is linked to the run in whose context this is called. May raise one of prefect_api.API_ERRORS.
+    It is linked to the run in whose context this is called. It is due at once, also for a worker whose clock is behind
+    this machine's: a worker takes what is due by its own clock. May raise one of prefect_api.API_ERRORS.
     """
+    due = datetime.now(UTC) - CLOCKS_APART
     once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: TIMEOUT_S}
     with temporary_settings(once):
         run: Any = run_deployment(
-            deployment, parameters=dict(parameters), flow_run_name=name, timeout=0, idempotency_key=key, tags=["ferry"]
-        )
+            deployment, parameters=dict(parameters), flow_run_name=name, timeout=0, idempotency_key=key, tags=["ferry"],
+            scheduled_time=due,
+        )  # fmt: skip
     return UUID(str(run.id))
 
 

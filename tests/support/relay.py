@@ -21,6 +21,13 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def main(here: str, there: str) -> None:
+    live: set[asyncio.Task[None]] = set()  # the loop alone would let them be collected
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(relay(reader, writer))
+        live.add(task)
+        task.add_done_callback(live.discard)
+
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             up_reader, up_writer = await asyncio.open_connection(*there.rsplit(":", 1))
@@ -32,7 +39,7 @@ async def main(here: str, there: str) -> None:
             end.close()
 
     address, port = here.rsplit(":", 1)
-    server = await asyncio.start_server(relay, address, int(port))
+    server = await asyncio.start_server(accept, address, int(port))
     await server.serve_forever()
 
 

@@ -1,0 +1,243 @@
+"""One job on three machines whose clocks are apart: one of them is cut off.
+
+The machines are namespaces (tests.support.machines) with a worker each, which takes one run at a time. They share the
+network, where the tests' servers answer through relays, and read the same sources. In the second tier, since a run of
+a deployment takes 5 to 10 s to start on each machine, and an outage its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+import pytest
+
+from demo.origin import Origin
+from demo.ports import free_ports
+from demo.s3 import S3Server
+from ferry.state import open_state
+from flows.server.local import LocalServer
+from tasks.shards.files import SETTINGS
+from tests.faults.amount import LONG, book
+from tests.flows.deployed import Deployed
+from tests.flows.project import ROOT, Cli, Prefect, Project, serve, wait_for
+from tests.support.helpers import access
+from tests.support.machines import FAKETIME, Machine, Network, needs_machines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if LONG else 420)]
+
+QUICK = {"least_rows": 40, "look_s": 1.0, "fresh_s": 8.0, "silent_s": 12.0, "hint_s": 5.0, "unclaimed_s": 15.0}
+AHEAD_S = 90.0
+SOON_S = 120.0
+ENGINE = "prefect.engine"
+MACHINES, IN_FLIGHT = 3, 6
+
+
+class Lab:
+    """A Prefect server, a network, and machines whose workers take the runs of one work pool."""
+
+    def __init__(self, folder: Path, s3: S3Server, network: Network) -> None:
+        self.folder, self.network = folder, network
+        port = free_ports(1)[0]
+        self._log = (folder / "server.log").open("wb")
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "PREFECT_HOME": str(folder / "prefect"),
+                       "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}  # fmt: skip
+        self._server = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+            env=environment, stdout=self._log, stderr=self._log,
+        )  # fmt: skip
+        self.api = Prefect(f"http://127.0.0.1:{port}", folder / "prefect")
+        wait_for("the Prefect server", self._answers, 90)
+        self.prefect, self.store = network.relay(self.api.url), network.relay(s3.endpoint_url)
+        home = folder / "home"
+        home.mkdir()
+        server = SimpleNamespace(home=folder / "client", url=self.prefect.url)
+        self.cli = Cli(s3, cast("LocalServer", server), home)
+        self.deployed = Deployed(folder, self.cli)
+        for one in self.deployed.content["deployments"]:
+            one.pop("concurrency_limit", None)  # the slot of a run that was killed would be held for minutes
+        self.deployed.write()
+        self.deployed.deploy().expect(0)
+        self.machines: list[Machine] = []
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            self.api.post("flow_runs/count", {})
+            return True
+        return False
+
+    def add_machine(self, clock_s: float = 0.0) -> None:
+        machine = self.network.add_machine(clock_s)
+        self.machines.append(machine)
+        self.start_worker(machine)
+
+    def start_worker(self, machine: Machine) -> None:
+        log = self.folder / f"{machine.name}.log"
+        began = log.read_text().count(" started!") if log.exists() else 0
+        environment = {**self.cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+                       "PREFECT_HOME": str(machine.home / "prefect")}  # fmt: skip
+        arguments = ["-m", "prefect", "worker", "start", "--pool", self.deployed.pool, "--type", "process",
+                     "--limit", "1", "--name", machine.name]  # fmt: skip
+        machine.start([sys.executable, *arguments], ROOT, environment, log)
+        wait_for(f"the worker of {machine.name}", lambda: log.read_text().count(" started!") > began, 60)
+
+    def runs(self, **wanted: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.api.post("flow_runs/filter", {"flow_runs": wanted, "sort": "START_TIME_ASC"})
+        return found
+
+    def close(self) -> None:
+        self.cli.close()
+        self._server.terminate()
+        self._server.wait(20)
+        self._log.close()
+
+
+@pytest.fixture(scope="module")
+def lab(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    needs_machines()
+    folder = tmp_path_factory.mktemp("lab")
+    with Network(folder) as network:
+        lab = Lab(folder, s3, network)
+        try:
+            has_clocks = Path(FAKETIME).exists()  # apt-get install faketime
+            for clock_s in (0.0, AHEAD_S, -AHEAD_S):
+                lab.add_machine(clock_s if has_clocks else 0.0)
+            yield lab
+        finally:
+            lab.close()
+
+
+class Migration:
+    """A job of several machines with its manifest, bucket and state."""
+
+    def __init__(self, lab: Lab, origin: Origin, bucket: str, folder: Path, rows: int, latency_s: float) -> None:
+        self.lab, self.origin = lab, origin
+        self.project = Project(folder, lab.cli, bucket)
+        listed, self.bodies = serve(origin, rows)
+        origin.latency_s = latency_s
+        self._front = lab.network.relay(f"http://127.0.0.1:{origin.port}")
+        for row in listed:
+            row["url"] = row["url"].replace(f"http://127.0.0.1:{origin.port}", self._front.url)
+        self.project.manifest(listed)
+        self.project.job(
+            manifest=str(folder / "products.csv"), state=f"s3://{bucket}/state", machines=MACHINES, chunk_rows=20,
+            concurrency=IN_FLIGHT, destination=self.project.destination(endpoint_url=lab.store.url),
+            source={"allow_private_addresses": [lab.network.address]},
+        )  # fmt: skip
+        self.files = open_state(f"s3://{bucket}/state", access(lab.cli.s3), folder / "cache")
+        self.files.write(SETTINGS, json.dumps(QUICK).encode())
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        return self.project.start("run", "job.yaml", "--on", self.lab.deployed.named("migrate/prod"), *options)
+
+    def end(self, process: subprocess.Popen[str], within_s: float = 400) -> str:
+        return Cli.end(process, ("run", "--on"), within_s).expect(0).text
+
+    def parents(self) -> list[dict[str, Any]]:
+        return [run for run in self.lab.runs(name={"like_": self.project.name}) if "shard" not in run["name"]]
+
+    def shards(self) -> list[dict[str, Any]]:
+        return [run for run in self.lab.runs(name={"like_": self.project.name}) if "shard" in run["name"]]
+
+    def beats(self) -> list[dict[str, Any]]:
+        found = []
+        for name in self.files.list("shards"):
+            with contextlib.suppress(FileNotFoundError):
+                found += [json.loads(self.files.read(name))] if name.endswith(".beat") else []
+        return found
+
+    def attempts(self) -> int:
+        """The highest number of an attempt at one shard that a process has begun."""
+        claims = [Path(name).stem for name in self.files.list("shards") if name.endswith(".claim")]
+        return max((int(claim.partition("-")[2]) for claim in claims), default=0)
+
+    def wait_for_shards(self, count: int = MACHINES - 1) -> None:
+        wait_for("shards that move", lambda: sum(bool(b["beat"]["statuses"]) for b in self.beats()) >= count, SOON_S)
+
+    def machine_of(self, run: dict[str, Any]) -> Machine:
+        """The machine that executes a run: the engine's environment has its ID."""
+        for machine in self.lab.machines:
+            for pid in machine.processes(ENGINE):
+                with contextlib.suppress(OSError):
+                    if run["id"].encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                        return machine
+        raise AssertionError(f"no machine executes {run['name']}")
+
+    def live_shard(self) -> tuple[dict[str, Any], Machine]:
+        """A shard that is at work, and its machine."""
+
+        def found() -> tuple[dict[str, Any], Machine] | None:
+            for run in self.shards():
+                if run["state_type"] == "RUNNING":
+                    with contextlib.suppress(AssertionError):
+                        return run, self.machine_of(run)
+            return None
+
+        result: tuple[dict[str, Any], Machine] = wait_for("a shard at work", found, SOON_S)
+        return result
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for name in [*self.files.list("ledger"), *self.files.list("outcomes")]:
+            if name.endswith(".parquet"):
+                found += pq.read_table(self.files.local(name, refresh=True)).to_pylist()
+        return found
+
+    def check(self, what: str, most_twice: int) -> None:
+        """Nothing is lost, nothing moved twice beyond what was in flight, and the ledger has one line for each row."""
+        stored = self.project.stored()
+        lost = sum(stored.get(key) != body for key, body in self.bodies.items())
+        book(what, lost=lost)
+        assert stored == self.bodies
+        lines = self.outcomes()
+        statuses = Counter(line["status"] for line in lines)
+        assert statuses.keys() <= {"copied", "unchanged"}
+        # what was stored and not recorded yet: the next process finds that object
+        assert statuses["unchanged"] <= most_twice
+        assert len(lines) == len({line["row_id"] for line in lines}) == len(self.bodies)
+        twice = {path for path, count in Counter(self.origin.requests).items() if count > 1}
+        assert len(twice) <= most_twice, len(twice)
+
+
+def unrecorded(seconds: float, latency_s: float, processes: int = 1) -> int:
+    """How many rows such processes have in flight, or recorded nowhere yet, over so many seconds."""
+    return int(processes * IN_FLIGHT * (1 + seconds / latency_s))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_a_machine_is_cut_off_and_comes_back(lab: Lab, origin: Origin, bucket: str, folder: Path) -> None:
+    """Its shard goes elsewhere; when the link is back, it stops, and what it says is no harm."""
+    job = Migration(lab, origin, bucket, folder, 500, latency_s=0.5)
+    process = job.start()
+    job.wait_for_shards()
+    run, machine = job.live_shard()
+    machine.cut_off()
+    try:
+        wait_for("another attempt", lambda: job.attempts() > 1 or process.poll() is not None, SOON_S)
+    finally:
+        machine.reconnect()
+    said = job.end(process)
+    assert "500" in said
+    # what it had in flight, what it had not recorded for a flush, and what it did with open connections until then
+    job.check("a machine is cut off and comes back", unrecorded(4, 0.5))
+    wait_for("the end of its process", lambda: not _executes(machine, run["id"]), 120)
+
+
+def _executes(machine: Machine, run: str) -> bool:
+    for pid in machine.processes(ENGINE):
+        with contextlib.suppress(OSError):
+            if run.encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                return True
+    return False
