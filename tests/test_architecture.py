@@ -56,7 +56,14 @@ def test_the_page_of_the_architecture() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["flows.cli.main", "flows.cli.terminal", "flows.cli.local_run", "flows.running.reporter", "flows.server.local"],
+    [
+        "flows.cli.main",
+        "flows.cli.terminal",
+        "flows.cli.local_run",
+        "flows.running.reporter",
+        "flows.server.local",
+        "tasks.run",  # what `ferry run` prepares before
+    ],
 )
 def test_the_command_knows_its_server_before_prefect_is_imported(module: str) -> None:
     """Prefect reads its settings when it is imported: nothing of the command imports it too early."""

@@ -2,6 +2,9 @@
 
 The record of live runs is at the Prefect server: a tag that names what is shared, and a label that changes every few
 seconds. The server is asked twice in that time, never for a request to a host.
+
+Prefect is imported where it is used: `ferry run` loads this module before it leaves the working directory
+(flows.server.working_directory).
 """
 
 from __future__ import annotations
@@ -12,24 +15,17 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
-from prefect.client.schemas.objects import StateType
-
 from ferry.ratelimit import BEAT_S, JOIN_S, Members
-from tasks import prefect_api
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 BEAT = "ferry.shared.beat"
 LEFT = 0  # the beat of a run that transfers nothing more
 MOST = 200  # runs
-ANSWER_S = 2 * prefect_api.TIMEOUT_S
 
 
 class SharedLimits:
@@ -51,10 +47,12 @@ class SharedLimits:
         """Take part from now on. Returns when the other live runs have left this one its part, at once without any."""
         if not self._is_shared or self._thread is not None:
             return
+        from tasks import prefect_api
+
         context = contextvars.copy_context()  # has Prefect's settings
         self._thread = threading.Thread(target=context.run, args=(self._beat_often,), name="ferry-shared", daemon=True)
         self._thread.start()
-        if not self._answered.wait(ANSWER_S):
+        if not self._answered.wait(2 * prefect_api.TIMEOUT_S):
             self._warn("limits.shared: the Prefect server does not answer. Until then this run takes its limits whole")
         elif self.members > 1:
             sleep(JOIN_S)
@@ -63,9 +61,13 @@ class SharedLimits:
         """Leave the limits to the other runs. They take this run's part when they next read, within BEAT_S."""
         self._leaving.set()
         if self._thread is not None:
+            from tasks import prefect_api
+
             self._thread.join(prefect_api.TIMEOUT_S)
 
     def _beat_often(self) -> None:
+        from tasks import prefect_api
+
         with prefect_api.polling_client() as client:
             while True:
                 with contextlib.suppress(*prefect_api.API_ERRORS, ValueError):  # the part stays as it was
@@ -77,6 +79,14 @@ class SharedLimits:
                 client.update_flow_run_labels(UUID(self._own), {BEAT: LEFT})
 
     def _beat_once(self, client: SyncPrefectClient) -> None:
+        from prefect.client.schemas.filters import (
+            FlowRunFilter,
+            FlowRunFilterState,
+            FlowRunFilterStateType,
+            FlowRunFilterTags,
+        )
+        from prefect.client.schemas.objects import StateType
+
         own = UUID(self._own)
         self._beat += 1
         client.update_flow_run_labels(own, {BEAT: self._beat})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def test_ferry_deploy_works_with_them(kind: str, cli: Cli, prefect_api: Prefect,
     assert f"of the type {kind}" in said
     found = prefect_api.post("deployments/filter", {"deployments": {"name": {"like_": deployed.mark}}})
     assert sorted(f"deployment {one['name'].removesuffix(f'-{deployed.mark}')}" for one in found) == sorted(
-        name.replace("migrate/", "").replace("verify/", "") for name in would if name.startswith("deployment ")
+        re.sub("(migrate|shard|verify)/", "", name) for name in would if name.startswith("deployment ")
     )
-    assert [one["job_variables"] for one in found] == [{"image": "ferry@sha256:0"}] * 3
+    assert [one["job_variables"] for one in found] == [{"image": "ferry@sha256:0"}] * 4
     assert set(deployed.changes().values()) == {"unchanged"}
 
 

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from ferry.job.model import Job
-from ferry.planning import chunk_files, collisions, existing_objects, planner
+from ferry.planning import chunk_files, collisions, hints, planner
 from ferry.reconcile import finish, prune
 from ferry.state import lease, ledger
 from ferry.state.files import DirectoryState
@@ -47,7 +47,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "recording problems": (collisions, "write_outcomes"),
     "writing chunks": (chunk_files, "write_chunks"),
     "looking for existing objects": (planner, "find_existing"),
-    "hints": (existing_objects, "_write"),
+    "hints": (hints, "_write"),
     "finish": (finish, "finish_run"),
     "prune": (prune, "prune_removed"),
     "deletion": (prune, "_delete_one"),  # after: the object is deleted, and no outcome is recorded

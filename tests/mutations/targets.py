@@ -13,7 +13,10 @@ TARGETS: dict[str, list[str]] = {
     "ferry/planning/chunk_files.py": ["tests/ferry/planning/test_chunk_files.py"],
     "ferry/planning/row_facts.py": ["tests/ferry/planning/test_row_facts.py"],
     "ferry/planning/collisions.py": ["tests/ferry/planning/test_collisions.py"],
-    "ferry/state/ledger.py": ["tests/ferry/state/test_ledger.py", "tests/ferry/planning/test_planner.py"],
+    "ferry/state/ledger/files.py": ["tests/ferry/state/test_ledger.py", "tests/ferry/state/test_ledger_ranges.py"],
+    "ferry/state/ledger/fold.py": ["tests/ferry/state/test_ledger.py", "tests/ferry/state/test_ledger_ranges.py"],
+    "ferry/state/ledger/merge.py": ["tests/ferry/state/test_ledger.py", "tests/ferry/state/test_ledger_ranges.py"],
+    "ferry/state/ledger/reader.py": ["tests/ferry/state/test_ledger.py", "tests/ferry/state/test_ledger_ranges.py"],
     "ferry/state/lease.py": ["tests/ferry/state/test_lease.py"],
     "ferry/reconcile/prune.py": [
         "tests/ferry/reconcile/test_prune_deletes.py", "tests/ferry/reconcile/test_prune.py",

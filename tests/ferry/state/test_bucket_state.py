@@ -45,7 +45,8 @@ def use_all_of_it(state: State, folder: Path) -> None:
     path = folder / "file"
     path.write_bytes(b"a file")
     state.write_file("ledger/l.parquet", path)
-    assert state.local("ledger/l.parquet").read_bytes() == b"a file"
+    assert state.local("ledger/l.parquet").read_bytes() == b"a file"  # the copy that stayed
+    assert state.local("ledger/l.parquet", refresh=True).read_bytes() == b"a file"
     assert state.create("lease.json", b"mine") is True
     assert state.create("lease.json", b"theirs") is False
     assert state.swap("lease.json", b"mine", b"mine, later") is True
