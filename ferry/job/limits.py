@@ -146,7 +146,9 @@ class Limits(HostLimits):
     @model_validator(mode="after")
     def _shares_a_limit(self) -> Limits:
         if self.shared and not self.timetable and not any(limits_by_key(self).values()):
-            raise ValueError("shared: there is no limit to share; add `requests_per_s`, `bytes_per_s` or `concurrency`")
+            raise ValueError(
+                "shared: this job has no limit that others could share; add `requests_per_s`, `bytes_per_s` or `concurrency`"
+            )
         return self
 
     def of_host(self, host: str) -> tuple[str, HostLimits]:

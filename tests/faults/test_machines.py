@@ -95,8 +95,8 @@ class Lab:
 
     def close(self) -> None:
         self.cli.close()
-        self._server.terminate()
-        self._server.wait(20)
+        self._server.kill()  # its database is thrown away
+        self._server.wait()
         self._log.close()
 
 
@@ -159,7 +159,7 @@ class Migration:
         claims = [Path(name).stem for name in self.files.list("shards") if name.endswith(".claim")]
         return max((int(claim.partition("-")[2]) for claim in claims), default=0)
 
-    def wait_for_shards(self, count: int = MACHINES - 1) -> None:
+    def wait_for_shards(self, count: int) -> None:
         wait_for("shards that move", lambda: sum(bool(b["beat"]["statuses"]) for b in self.beats()) >= count, SOON_S)
 
     def machine_of(self, run: dict[str, Any]) -> Machine:
@@ -218,10 +218,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_machine_is_cut_off_and_comes_back(lab: Lab, origin: Origin, bucket: str, folder: Path) -> None:
-    """Its shard goes elsewhere; when the link is back, it stops, and what it says is no harm."""
-    job = Migration(lab, origin, bucket, folder, 500, latency_s=0.5)
+    """Its shard goes elsewhere; when the link is back, it stops, and what it still says changes nothing."""
+    # Long enough that the run does not transfer everything itself before a worker of a busy machine has begun a shard.
+    job = Migration(lab, origin, bucket, folder, 800, latency_s=1.0)
     process = job.start()
-    job.wait_for_shards()
+    job.wait_for_shards(1)
     run, machine = job.live_shard()
     machine.cut_off()
     try:
@@ -229,9 +230,9 @@ def test_a_machine_is_cut_off_and_comes_back(lab: Lab, origin: Origin, bucket: s
     finally:
         machine.reconnect()
     said = job.end(process)
-    assert "500" in said
+    assert "800" in said
     # what it had in flight, what it had not recorded for a flush, and what it did with open connections until then
-    job.check("a machine is cut off and comes back", unrecorded(4, 0.5))
+    job.check("a machine is cut off and comes back", unrecorded(4, 1.0))
     wait_for("the end of its process", lambda: not _executes(machine, run["id"]), 120)
 
 

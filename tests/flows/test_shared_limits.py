@@ -160,7 +160,7 @@ def test_who_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         wait_for("its death", lambda: (one.members, two.members) == (2, 2))
         api.post(f"flow_runs/{third}/set_state", {"state": {"type": "CRASHED"}, "force": True})
         wait_for("its end at Prefect", lambda: one.members == 2)
-        monkeypatch.setattr(members, "DEAD_S", 600.0)  # what follows is no death
+        monkeypatch.setattr(members, "DEAD_S", 600.0)  # what follows must not look like a death
         two.leave()
         wait_for("the end of the other", lambda: one.members == 1)
         one.leave()

@@ -26,7 +26,7 @@ def test_a_run_lives_while_its_beat_changes() -> None:
 
 
 def test_a_server_that_was_away_ends_no_run() -> None:
-    """While this run could not read, the others could not write: an hour without the server is no hour of silence."""
+    """While this run could not read, the others could not write: an hour without it is not silence."""
     members = Members()
     members.count(0, {"a": 1})
     lives = [members.count(3600 + BEAT_S * read, {"a": 1}) for read in range(5)]
