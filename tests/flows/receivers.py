@@ -1,4 +1,4 @@
-"""Loopback servers that keep the notifications of a Prefect server."""
+"""Loopback servers that keep the notifications of a Prefect server, and its client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from uuid import UUID
 
 from prefect.blocks.core import Block
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
+from flows.deploying.automations import ferry_automations
+from flows.server.local import LocalServer
 from tests.flows.project import wait_for
 
 WAIT_S = 90.0
@@ -60,6 +64,18 @@ def listening(handler: type[socketserver.BaseRequestHandler], receiver: Receiver
         yield receiver
         server.shutdown()
         thread.join()
+
+
+@contextmanager
+def a_client(server: LocalServer, ui: str = UI) -> Iterator[SyncPrefectClient]:
+    """Provide a client of the server, whose UI is at ``ui``; the automations that were made meanwhile are deleted."""
+    settings = {PREFECT_API_URL: f"{server.url}/api", PREFECT_UI_URL: ui}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        before = {one.id for one in ferry_automations(client)}
+        yield client
+        for automation in ferry_automations(client):
+            if automation.id not in before:
+                client.delete_automation(automation.id)
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Failed, Running
 
 from flows.deploying.alerts import TAG, alerts, full_name, is_named
@@ -20,7 +19,7 @@ from flows.deploying.rescue import restart_automations
 from flows.server.local import LocalServer
 from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, wait_for
-from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, save
+from tests.flows.receivers import UI, WAIT_S, Receiver, a_client, a_webhook, save
 
 pytestmark = pytest.mark.slow
 
@@ -29,13 +28,8 @@ SUBJECT = "Ferry: products failed"
 
 @pytest.fixture
 def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
-    settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: f"{UI}/"}
-    with temporary_settings(settings), get_client(sync_client=True) as client:
-        before = {one.id for one in ferry_automations(client)}
+    with a_client(prefect_local, f"{UI}/") as client:
         yield client
-        for automation in ferry_automations(client):
-            if automation.id not in before:
-                client.delete_automation(automation.id)
 
 
 @dataclass

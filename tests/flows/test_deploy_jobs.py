@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Running
 
 from flows.deploying.automations import apply_one, block, ferry_automations
@@ -22,7 +21,7 @@ from flows.deploying.missed_runs import missed_jobs_alert
 from flows.server.local import LocalServer
 from tests.flows.deployed import make_pool
 from tests.flows.project import Cli, Ended, Prefect, wait_for
-from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, save
+from tests.flows.receivers import UI, WAIT_S, Receiver, a_client, a_webhook, save
 
 pytestmark = pytest.mark.slow  # a Prefect server, and a dozen commands
 
@@ -71,13 +70,8 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
-    settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: UI}
-    with temporary_settings(settings), get_client(sync_client=True) as client:
-        before = {one.id for one in ferry_automations(client)}
+    with a_client(prefect_local) as client:
         yield client
-        for automation in ferry_automations(client):
-            if automation.id not in before:
-                client.delete_automation(automation.id)
 
 
 @pytest.fixture(scope="module")

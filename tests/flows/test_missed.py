@@ -8,11 +8,10 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.events.schemas.automations import EventTrigger
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Running
 
 from ferry.core.errors import UserError
@@ -21,7 +20,7 @@ from flows.deploying.missed_runs import longest_gap, missed_alert, parse_expect_
 from flows.server.local import LocalServer
 from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, wait_for
-from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, save
+from tests.flows.receivers import UI, WAIT_S, Receiver, a_client, a_webhook, save
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +31,8 @@ BERLIN = "Europe/Berlin"
 
 @pytest.fixture(scope="module")
 def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
-    settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: UI}
-    with temporary_settings(settings), get_client(sync_client=True) as client:
-        before = {one.id for one in ferry_automations(client)}
+    with a_client(prefect_local) as client:
         yield client
-        for automation in ferry_automations(client):
-            if automation.id not in before:
-                client.delete_automation(automation.id)
 
 
 @pytest.fixture(scope="module")
