@@ -15,7 +15,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from ferry.core import ChunkIncomplete, ErrorClass, FerryError, ProcessLost, Snapshot
-from ferry.state import ChunkRef
+from ferry.state import ChunkRef, recorded_of
 from tasks import policies
 from tasks import run as runs
 
@@ -122,6 +122,12 @@ def has_room(run: runs.Run, ref: ChunkRef, submitted: int) -> bool:
     return awake < MOST_CHUNKS and not run.runtime.paused and run.pool.assign(ref, wanted=awake < WINDOW)
 
 
+def _has_outcomes(run: runs.Run, ref: ChunkRef) -> bool:
+    """Returns whether all rows of a chunk have outcomes: in the ledger, or in this run from another attempt."""
+    to_do = ref.rows - ref.done
+    return to_do == 0 or len(recorded_of(run.state, run.run_no, ref.digest)) >= to_do
+
+
 def _record(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     """Record the end of a chunk's task run."""
     run.pool.forget(ref.digest)
@@ -130,7 +136,7 @@ def _record(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
         run.returned.append(ref.digest)
         if state.name == "Cached":
             run.cached += 1
-            run.needs_repair = run.needs_repair or ref.done < ref.rows
+            run.needs_repair = run.needs_repair or not _has_outcomes(run, ref)
         return
     error = state.result(raise_on_failure=False)
     if isinstance(error, ChunkIncomplete):

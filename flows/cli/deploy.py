@@ -113,7 +113,8 @@ def deploy(
             watched, project = there, prefect_yaml.project(file)
         if not dry_run:
             # the run of a shard submits it again, and its alerts are those of the run
-            ids = {name: one.id for name, one in watched.items() if not name.startswith("shard/")}
+            watched = {name: one for name, one in watched.items() if not name.startswith("shard/")}
+            ids = {name: one.id for name, one in watched.items()}
             together = watched if job_files else None
             changes += automations.apply(client, project, ids, notify, expected=expected, jobs=together)
         hints = _hints(client, there, bool(job_files)) if not dry_run else []

@@ -36,13 +36,14 @@ class Purpose:
     flow: str
     suffix: str
     description: str
-    collision: str  # with another run of the job: ENQUEUE waits for its end, CANCEL_NEW leaves it to a later run
+    collision: str  # with another run of the job: ENQUEUE waits for its end, CANCEL_NEW leaves it to a later run; or ""
     tags: tuple[str, ...] = ()
     job: Mapping[str, Any] = field(default_factory=dict)  # settings in place of the job's own
     parameters: Mapping[str, Any] = field(default_factory=dict)
     slug: str = ""  # of its schedule, if it has one
     days: str = "*"
     hours_later: int = 0
+    has_job: bool = True  # as a parameter
     takes_slot: bool = True  # one run of the job's deployments at a time
     is_needed: Callable[[Job], bool] = lambda _: True
 
@@ -74,6 +75,16 @@ PURPOSES = (
         slug="weekly",
         days="0",
         hours_later=8,
+    ),
+    Purpose(
+        "shard",
+        "",
+        "A part of a run, on another machine. Runs with `machines` submit it; it is not to be run by hand.",
+        "",
+        tags=("shard",),
+        has_job=False,
+        takes_slot=False,
+        is_needed=lambda job: job.machines > 1,
     ),
 )
 
@@ -192,9 +203,9 @@ def _wanted(
         "description": purpose.description,
         "tags": ["ferry", tag(project), *purpose.tags],
         "work_pool": pool,
-        "concurrency_limit": {"collision_strategy": purpose.collision},
+        "concurrency_limit": {"collision_strategy": purpose.collision} if purpose.collision else None,
         "schedules": [schedule] if purpose.slug else [],
-        "parameters": {"job": {**data, **purpose.job}, **purpose.parameters},
+        "parameters": {"job": {**data, **purpose.job}, **purpose.parameters} if purpose.has_job else {},
     }
     wanted = of_entry(entry, pull, flow)
     fields = {name: value for name, value in wanted.fields.items() if name != "concurrency_limit"}

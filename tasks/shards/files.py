@@ -63,7 +63,7 @@ class Settings:
     hint_s: float = 15.0  # after which the run says why no worker has begun a shard; a worker asks every 10 s
     unclaimed_s: float = 20.0  # for how long the run leaves a shard that no process has begun to the workers
     stop_s: float = 25.0  # for how long the run waits for its shards after a stop
-    most_crashes: int = 3  # of one shard; then the run ends
+    most_crashes: int = 3  # of one shard, with no new outcome in between; then the run ends
     most_refusals: int = 3  # of all shards; then the run continues alone
 
 

@@ -23,8 +23,14 @@ class Shard:
     number: int
     refs: list[ChunkRef]
     attempt: int = 1
-    crashes: int = 0
+    crashes: int = 0  # without a newly recorded row in between
+    recorded: int = 0  # rows in this run, at the last crash
     not_before: float = 0.0  # by the monotonic clock: the process of the attempt before has to look first
+
+    def count_crash(self, recorded: int) -> None:
+        """Count a crash of a process, with which the shard has ``recorded`` rows of this run."""
+        self.crashes = 1 if recorded > self.recorded else self.crashes + 1
+        self.recorded = max(recorded, self.recorded)
 
 
 class ShardHandle(Peer):

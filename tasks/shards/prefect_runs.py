@@ -10,6 +10,8 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
@@ -42,7 +44,10 @@ def deployment_for(job: str, own: UUID) -> DeploymentResponse:
     """
     with prefect_api.required_client() as client:
         pool = client.read_flow_run(own).work_pool_name
-        known = client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])), limit=200)
+        of_flow = FlowFilter(name=FlowFilterName(any_=[FLOW]))
+        named = DeploymentFilter(name=DeploymentFilterName(any_=[job]))  # each of many jobs may have one
+        known = client.read_deployments(flow_filter=of_flow, deployment_filter=named)
+        known = known or client.read_deployments(flow_filter=of_flow, limit=200)
     return choose([(one, one.name, one.work_pool_name) for one in known], job, pool)
 
 

@@ -212,14 +212,15 @@ class Shards:
     def _again(self, handle: ShardHandle, why: str, *, crashed: bool) -> None:
         """Have another process continue a shard. The old one stops at its next look, if it lives."""
         shard, limit = handle.shard, self._settings.most_crashes
-        shard.crashes += crashed
         words = f"shard {shard.number}, attempt {handle.attempt}: its process {why}"
+        recorded: Recorded = {}
         if handle.is_claimed:
-            recorded: Recorded = {}
             for ref in shard.refs:
                 if ref.done < ref.rows:
                     recorded |= recorded_of(self._run.state, self._run.run_no, ref.digest)
             handle.count_again(recorded)
+        if crashed:
+            shard.count_crash(len(recorded))
         with self._lock:
             shard.attempt += 1
             self._attempts[str(shard.number)] = shard.attempt
@@ -227,8 +228,10 @@ class Shards:
             self._queue.appendleft(shard)
         crash: State[Any] = Crashed(message=f"{why}; another process continues the shard")
         self._drop(handle, None if handle.end is not None or handle.is_recorded else crash)
-        if shard.crashes >= limit:
-            self._fail(Fatal(f"{words}. It was crash {limit} of this shard: read the log of its runs at Prefect"))
+        if crashed and shard.crashes >= limit:
+            self._fail(
+                Fatal(f"{words}. It was crash {limit} without a new outcome: read the log of its runs at Prefect")
+            )
             return
         self._log.warning("%s; another process continues it", words)
 

@@ -88,15 +88,15 @@ def shop(cli: Cli, tmp_path: Path) -> Shop:
 def test_made_once_and_kept(shop: Shop, client: SyncPrefectClient, webhook: Receiver) -> None:
     """A second deploy changes nothing; hours and switches of the operator stay; the alerts are one set."""
     save(webhook.block(), f"jobs-{shop.mark}")
-    for name in ("a", "b"):
-        shop.job(name)
+    shop.job("a")
+    shop.job("b", machines=2)
     notify = ["--notify", f"custom-webhook/jobs-{shop.mark}", "--expect-every", "26h"]
     first = shop.changes(*notify)
     assert {name for name, what in first.items() if what == "created" and name.startswith("deployment")} == {
         f"deployment {name}"
         for one in "ab"
         for name in (f"migrate/{one}", f"migrate/{one}-nightly", f"verify/{one}-weekly")
-    }
+    } | {"deployment shard/b"}
     assert len(shop.automations(client)) == 7, "three restarts and four alerts, however many jobs"
     made = shop.there(client)
     limits = {one.global_concurrency_limit.id for one in made.values() if one.global_concurrency_limit}

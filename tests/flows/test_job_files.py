@@ -45,6 +45,16 @@ def test_three_deployments_for_each_job(tmp_path: Path) -> None:
         assert all(schedule.active is False for schedule in one.schedules), "off until the operator switches it on"
 
 
+def test_a_job_for_several_machines(tmp_path: Path) -> None:
+    """It has a deployment for its shards too, of its own name, without a schedule, a limit or a job of its own."""
+    found = made(write(tmp_path, "a", machines=3, state="s3://states/a"), write(tmp_path, "b"))
+    assert [name for name in found if name.startswith("shard/")] == ["shard/a"]
+    shard = found["shard/a"]
+    assert (shard.slot, shard.schedules, shard.fields["parameters"], shard.job) == (None, [], {}, None)
+    assert shard.fields["concurrency_options"] is None
+    assert "jobs:shop" in shard.fields["tags"]
+
+
 def test_times_are_staggered_and_stable(tmp_path: Path) -> None:
     """A job's minute depends on its name alone, and no minute has more than a few of 50 jobs."""
     minutes = Counter(stagger(f"shop{number}") for number in range(50))

@@ -139,6 +139,16 @@ def test_a_dead_shard_is_silent_before_its_process_may_write_again() -> None:
     assert Settings().look_s < Settings().fresh_s < Settings().silent_s
 
 
+def test_crashes_with_new_rows_in_between_do_not_add_up() -> None:
+    """Spot machines may take a shard's process away many times; one that gets nowhere ends the run."""
+    shard = Shard(1, [ref(1)])
+    counted = []
+    for recorded in (0, 5, 5, 9, 9, 9):
+        shard.count_crash(recorded)
+        counted.append(shard.crashes)
+    assert counted == [1, 1, 2, 1, 2, 3]
+
+
 def handle(state: State, files: ShardFiles) -> tuple[ShardHandle, Progress]:
     runtime: Any = SimpleNamespace(progress=Progress())
     return ShardHandle(runtime, Shard(1, [ref(1)]), None), runtime.progress  # type: ignore[arg-type]
