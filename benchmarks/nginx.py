@@ -123,6 +123,10 @@ _SINK = """
   server {{
     listen 127.0.0.1:{sink} backlog=4096;
     access_log {run}/sink.log bench buffer=64k flush={flush};
+    location /state/ {{  # a bucket that is kept
+      access_log off;
+      {proxy}
+    }}
     location / {{
       content_by_lua_block {{
         local method, args = ngx.req.get_method(), ngx.req.get_uri_args()
@@ -203,7 +207,7 @@ class Nginx:
             for name in ("ndk_http_module.so", "ngx_http_lua_module.so")
             if (MODULES / name).exists()
         )
-        sink = _SINK.format(table=digests, run=run, flush=flush, sink=self.ports["sink"])
+        sink = _SINK.format(table=digests, run=run, flush=flush, sink=self.ports["sink"], proxy=_PROXY)
         text = _CONF.format(
             modules=modules, workers=WORKERS, run=run, root=root, store=store_port, delay=DELAY_S, flush=flush,
             allowed=ALLOWED_PER_S, burst=BURST, proxy=_PROXY, sink_server=sink, **self.ports,

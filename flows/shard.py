@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 from uuid import UUID
 
@@ -19,11 +20,12 @@ limit_arrow_memory(with_numpy=True)  # before the imports that load Arrow
 from ferry.job import Job
 from flows.migrate import failure_message
 from flows.running import prefect_state, signals
-from tasks import prefect_patches
+from tasks import prefect_api, prefect_patches
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.result_store import storing_results_in
 from tasks.run import open_shard
 from tasks.shards.member import OVER, Member
+from tasks.shards.prefect_runs import check_clock
 from tasks.state_location import state_of
 from tasks.transfer import transfer_all
 
@@ -60,6 +62,8 @@ def run_shard(
 ) -> State[Any]:
     """Returns the final state. Raises Stopped for an attempt that does not count, and other FerryErrors."""
     warn, state = get_run_logger().warning, state_of(job)
+    with contextlib.suppress(*prefect_api.API_ERRORS), prefect_api.polling_client() as client:
+        check_clock(client)
     member = Member(job, state, run_no, token, number, attempt)
     plan = member.claim()
     with (

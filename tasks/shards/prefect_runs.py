@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -33,22 +36,42 @@ from tasks.shards.files import FOLDER, SETTINGS, read_settings
 T = TypeVar("T")
 FLOW = "shard"
 TIMEOUT_S = 10.0
-CLOCKS_APART = timedelta(minutes=5)  # of two machines, at most; further apart, a shard waits for a clock
+CLOCKS_APART = timedelta(minutes=5)  # at most, of a machine and the Prefect server
 
 
 def deployment_for(job: str, own: UUID) -> DeploymentResponse:
     """Returns the deployment whose runs transfer the shards of this run.
 
     It is the deployment of the flow `shard` with the job's name, else the only one in the run's work pool; for a run
-    without a work pool, the only one. Raises UserError.
+    without a work pool, the only one. Raises UserError, also for a clock that is far off.
     """
     with prefect_api.required_client() as client:
+        check_clock(client)
         pool = client.read_flow_run(own).work_pool_name
         of_flow = FlowFilter(name=FlowFilterName(any_=[FLOW]))
         named = DeploymentFilter(name=DeploymentFilterName(any_=[job]))  # each of many jobs may have one
         known = client.read_deployments(flow_filter=of_flow, deployment_filter=named)
         known = known or client.read_deployments(flow_filter=of_flow, limit=200)
     return choose([(one, one.name, one.work_pool_name) for one in known], job, pool)
+
+
+def check_clock(client: SyncPrefectClient) -> None:
+    """Raises UserError if this machine's clock differs from the Prefect server's by more than CLOCKS_APART.
+
+    The server's time is the `Date` of an answer (RFC 9110, section 6.6.1), to the second. An answer may lack it.
+    """
+    try:
+        headers = client.request("GET", "/health").headers
+    except httpx.HTTPStatusError as refusal:
+        headers = refusal.response.headers
+    with contextlib.suppress(KeyError, ValueError, TypeError):  # no date, or one without a zone
+        ahead = datetime.now(UTC) - parsedate_to_datetime(headers["date"])
+        if abs(ahead) > CLOCKS_APART:
+            raise UserError(
+                f"this machine's clock is {abs(ahead).total_seconds() / 60:,.0f} minutes "
+                f"{'ahead of' if ahead > timedelta() else 'behind'} that of the Prefect server, and a worker begins a "
+                "shard by its own clock. Set the clocks (`timedatectl set-ntp true`), or run with `machines: 1`"
+            )
 
 
 def choose(known: Sequence[tuple[T, str, str | None]], job: str, pool: str | None) -> T:

@@ -89,6 +89,11 @@ class Shards:
     def start(self) -> None:
         with contextlib.suppress(FerryError):  # tidying up may wait
             self._files.delete_earlier()
+        if (most := self._most_machines()) < self._run.job.machines:
+            self._log.warning(
+                f"machines: {self._run.job.machines}, but the lowest `concurrency` limit is {most}: {most} machines "
+                "work at a time. Raise it in the job, or with `ferry limits`"
+            )
         self._thread.start()
 
     def close(self) -> None:
@@ -271,9 +276,7 @@ class Shards:
 
     def _fill(self) -> None:
         """Submit shards while there are fewer attempts than other machines, and each process gets a permit."""
-        job = self._run.job
-        concurrency = None if job.concurrency == "auto" else job.concurrency
-        others = most_processes(job.machines, concurrency, self._run.pool.orders().limits_in_force()) - 1
+        others = self._most_machines() - 1
         flow_run: UUID | None = None
         while len(self._active) < others and self._refusals < self._settings.most_refusals:
             with self._lock:
@@ -291,6 +294,12 @@ class Shards:
                         self._queue.appendleft(shard)
             if flow_run is None:
                 return
+
+    def _most_machines(self) -> int:
+        """Returns how many machines get a permit each, of those that the job may have."""
+        job = self._run.job
+        concurrency = None if job.concurrency == "auto" else job.concurrency
+        return most_processes(job.machines, concurrency, self._run.pool.orders().limits_in_force())
 
     def _submit(self, shard: Shard) -> UUID | None:
         """Returns the flow run of a shard, or None if it could not be submitted. No attempt begins without an order."""

@@ -1,4 +1,4 @@
-"""One job on three machines whose clocks are apart: one of them is cut off.
+"""One job on three machines whose clocks are apart: one is cut off, servers go away, processes are killed.
 
 The machines are namespaces (tests.support.machines) with a worker each, which takes one run at a time. They share the
 network, where the tests' servers answer through relays, and read the same sources. In the second tier, since a run of
@@ -9,95 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import random
+import signal
 import subprocess
-import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from demo.origin import Origin
-from demo.ports import free_ports
 from demo.s3 import S3Server
 from ferry.state import open_state
-from flows.server.local import LocalServer
 from tasks.shards.files import SETTINGS
 from tests.faults.amount import LONG, book
-from tests.flows.deployed import Deployed
-from tests.flows.project import ROOT, Cli, Prefect, Project, serve, wait_for
+from tests.flows.project import Cli, Project, serve, wait_for
 from tests.support.helpers import access
-from tests.support.machines import FAKETIME, Machine, Network, needs_machines
+from tests.support.lab import ENGINE, Lab
+from tests.support.machines import FAKETIME, Machine, Network, Relay, needs_machines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if LONG else 420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200 if LONG else 600)]
 
 QUICK = {"least_rows": 40, "look_s": 1.0, "fresh_s": 8.0, "silent_s": 12.0, "hint_s": 5.0, "unclaimed_s": 15.0}
 AHEAD_S = 90.0
 SOON_S = 120.0
-ENGINE = "prefect.engine"
 MACHINES, IN_FLIGHT = 3, 6
-
-
-class Lab:
-    """A Prefect server, a network, and machines whose workers take the runs of one work pool."""
-
-    def __init__(self, folder: Path, s3: S3Server, network: Network) -> None:
-        self.folder, self.network = folder, network
-        port = free_ports(1)[0]
-        self._log = (folder / "server.log").open("wb")
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "PREFECT_HOME": str(folder / "prefect"),
-                       "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}  # fmt: skip
-        self._server = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
-            env=environment, stdout=self._log, stderr=self._log,
-        )  # fmt: skip
-        self.api = Prefect(f"http://127.0.0.1:{port}", folder / "prefect")
-        wait_for("the Prefect server", self._answers, 90)
-        self.prefect, self.store = network.relay(self.api.url), network.relay(s3.endpoint_url)
-        home = folder / "home"
-        home.mkdir()
-        server = SimpleNamespace(home=folder / "client", url=self.prefect.url)
-        self.cli = Cli(s3, cast("LocalServer", server), home)
-        self.deployed = Deployed(folder, self.cli)
-        for one in self.deployed.content["deployments"]:
-            one.pop("concurrency_limit", None)  # the slot of a run that was killed would be held for minutes
-        self.deployed.write()
-        self.deployed.deploy().expect(0)
-        self.machines: list[Machine] = []
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError):
-            self.api.post("flow_runs/count", {})
-            return True
-        return False
-
-    def add_machine(self, clock_s: float = 0.0) -> None:
-        machine = self.network.add_machine(clock_s)
-        self.machines.append(machine)
-        self.start_worker(machine)
-
-    def start_worker(self, machine: Machine) -> None:
-        log = self.folder / f"{machine.name}.log"
-        began = log.read_text().count(" started!") if log.exists() else 0
-        environment = {**self.cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONDONTWRITEBYTECODE": "1",
-                       "PREFECT_HOME": str(machine.home / "prefect")}  # fmt: skip
-        arguments = ["-m", "prefect", "worker", "start", "--pool", self.deployed.pool, "--type", "process",
-                     "--limit", "1", "--name", machine.name]  # fmt: skip
-        machine.start([sys.executable, *arguments], ROOT, environment, log)
-        wait_for(f"the worker of {machine.name}", lambda: log.read_text().count(" started!") > began, 60)
-
-    def runs(self, **wanted: Any) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.api.post("flow_runs/filter", {"flow_runs": wanted, "sort": "START_TIME_ASC"})
-        return found
-
-    def close(self) -> None:
-        self.cli.close()
-        self._server.kill()  # its database is thrown away
-        self._server.wait()
-        self._log.close()
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +103,9 @@ class Migration:
         wait_for("shards that move", lambda: sum(bool(b["beat"]["statuses"]) for b in self.beats()) >= count, SOON_S)
 
     def machine_of(self, run: dict[str, Any]) -> Machine:
-        """The machine that executes a run: the engine's environment has its ID."""
         for machine in self.lab.machines:
-            for pid in machine.processes(ENGINE):
-                with contextlib.suppress(OSError):
-                    if run["id"].encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                        return machine
+            if _executes(machine, run["id"]):
+                return machine
         raise AssertionError(f"no machine executes {run['name']}")
 
     def live_shard(self) -> tuple[dict[str, Any], Machine]:
@@ -183,6 +120,11 @@ class Migration:
 
         result: tuple[dict[str, Any], Machine] = wait_for("a shard at work", found, SOON_S)
         return result
+
+    def wait_for_rows(self, more: int) -> None:
+        """Wait until the origin has been asked for so many more objects."""
+        began = self.origin.total
+        wait_for("more rows", lambda: self.origin.total >= began + more, SOON_S)
 
     def outcomes(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -236,9 +178,75 @@ def test_a_machine_is_cut_off_and_comes_back(lab: Lab, origin: Origin, bucket: s
     wait_for("the end of its process", lambda: not _executes(machine, run["id"]), 120)
 
 
+def test_prefect_is_away(lab: Lab, origin: Origin, bucket: str, folder: Path) -> None:
+    """Shards and run transfer without it; once it is back, shards are submitted again and the run completes."""
+    job = Migration(lab, origin, bucket, folder, 2000 if LONG else 500, latency_s=1.0)
+    process = job.start()
+    job.wait_for_shards(1)
+    with away(lab.prefect, 120 if LONG else 30):
+        job.wait_for_rows(100)
+    job.end(process)
+    job.check("the Prefect server is away", 0)
+    (parent,) = job.parents()
+    assert parent["state_type"] == "COMPLETED"
+
+
+def test_the_store_is_away(lab: Lab, origin: Origin, bucket: str, folder: Path) -> None:
+    """Destination and state: all machines wait for them, no row fails, and the run completes."""
+    job = Migration(lab, origin, bucket, folder, 600, latency_s=1.0)
+    process = job.start()
+    job.wait_for_shards(1)
+    with away(lab.store, 60 if LONG else 20):
+        pass
+    job.end(process)
+    # objects whose answer was lost are found at the destination by the next request for them
+    job.check("the state and the destination are away", unrecorded(4, 1.0, MACHINES))
+
+
+def test_processes_are_killed(lab: Lab, origin: Origin, bucket: str, folder: Path) -> None:
+    """Again and again, each in the middle of a shard; the run still completes by itself."""
+    seed, kills = 20261201, 30 if LONG else 4
+    chosen = random.Random(seed)
+    job = Migration(lab, origin, bucket, folder, 250 * kills, latency_s=1.0)
+    process = job.start()
+    job.wait_for_shards(1)
+    done = 0
+    while done < kills and process.poll() is None:
+        run, machine = job.live_shard()
+        time.sleep(chosen.uniform(1, 6))
+        done += kill(machine, run["id"])
+    assert done == kills
+    job.end(process, 800)
+    job.check(f"{kills} seeded kills of shards", kills * unrecorded(4, 1.0))
+
+
+def kill(machine: Machine, run: str) -> bool:
+    """Kill the process of a flow run, if it has not ended meanwhile."""
+    found = [pid for pid in machine.processes(ENGINE) if _is_of(pid, run)]
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    wait_for("its end", lambda: not _executes(machine, run), SOON_S)
+    return bool(found)
+
+
+@contextlib.contextmanager
+def away(relay: Relay, seconds: float) -> Iterator[None]:
+    """A server refuses connections for so long."""
+    relay.cut()
+    began = time.monotonic()
+    try:
+        yield
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+    finally:
+        relay.mend()
+
+
 def _executes(machine: Machine, run: str) -> bool:
-    for pid in machine.processes(ENGINE):
-        with contextlib.suppress(OSError):
-            if run.encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                return True
+    return any(_is_of(pid, run) for pid in machine.processes(ENGINE))
+
+
+def _is_of(pid: int, run: str) -> bool:
+    """Whether a process executes a flow run: the environment of an engine has the run's ID."""
+    with contextlib.suppress(OSError):
+        return run.encode() in Path(f"/proc/{pid}/environ").read_bytes()
     return False

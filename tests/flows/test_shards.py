@@ -173,8 +173,11 @@ def workers(machines: Machines) -> Machines:
 
 
 def test_no_worker_at_all(machines: Machines, project: Project, origin: Origin) -> None:
-    """The run does all shards itself, and says that the pool has no worker, with the command that starts one."""
-    job = Job(machines, project, origin, 160)
+    """The run does all shards itself, and says that the pool has no worker, with the command that starts one.
+
+    It also says that more machines than requests at a time make no sense.
+    """
+    job = Job(machines, project, origin, 160, 8)
     job.settings(unclaimed_s=4.0)
     origin.latency_s = 0.4
     process = job.start()
@@ -186,6 +189,7 @@ def test_no_worker_at_all(machines: Machines, project: Project, origin: Origin) 
     asked = {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "TIMESTAMP_ASC"}
     said = "\n".join(line["message"] for line in machines.api.post("logs/filter", asked))
     assert f"prefect worker start --pool {machines.deployed.pool}" in said
+    assert "machines: 8, but the lowest `concurrency` limit is 6: 6 machines work at a time" in said
     assert {one["state_type"] for one in machines.shards(run["id"])} == {"CANCELLED"}
 
 

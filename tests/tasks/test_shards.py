@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +26,7 @@ from tasks.shards.cut import cut
 from tasks.shards.files import End, Settings, ShardFiles, ShardPlan, SharedOrders, code_digest, read_settings
 from tasks.shards.handle import Shard, ShardHandle
 from tasks.shards.member import Member
-from tasks.shards.prefect_runs import choose
+from tasks.shards.prefect_runs import check_clock, choose
 from tasks.workers.messages import Beat, Orders, describe_error, error_of
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support.helpers import access, make_job
@@ -288,3 +291,29 @@ def test_the_local_server_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         refuse_unreachable_server(several)
     monkeypatch.setenv("PREFECT_API_URL", "http://server:4200/api")
     refuse_unreachable_server(several)
+
+
+def prefect_at(*headers: tuple[str, str], status: int = 200) -> Any:
+    """A client of a Prefect server whose answers have these headers."""
+
+    def request(method: str, path: str) -> httpx.Response:
+        answer = httpx.Response(status, headers=headers, request=httpx.Request(method, f"http://127.0.0.1{path}"))
+        return answer.raise_for_status()
+
+    return SimpleNamespace(request=request)
+
+
+@pytest.mark.parametrize(("ahead_min", "words"), [(6, "6 minutes ahead of"), (-90, "90 minutes behind")])
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_clock_that_is_far_off(ahead_min: int, words: str, status: int) -> None:
+    """It is refused before anything moves: workers begin shards by their own clocks."""
+    date = format_datetime(datetime.now(UTC) - timedelta(minutes=ahead_min), usegmt=True)
+    with pytest.raises(UserError, match=f"{words} that of the Prefect server"):
+        check_clock(prefect_at(("Date", date), status=status))
+
+
+def test_clocks_that_are_near_enough() -> None:
+    """Four minutes are no matter, and neither is an answer without a date."""
+    check_clock(prefect_at(("Date", format_datetime(datetime.now(UTC) - timedelta(minutes=4), usegmt=True))))
+    check_clock(prefect_at())
+    check_clock(prefect_at(("Date", "soon")))

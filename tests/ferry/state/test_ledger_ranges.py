@@ -112,7 +112,11 @@ class Outcomes:
         return found
 
 
-@pytest.mark.parametrize(("seed", "in_order"), [(1, True), (2, True), (3, False), (4, False)])
+SLOW = pytest.mark.slow  # a few seconds of processor time each
+STORIES = [(1, True), pytest.param(2, True, marks=SLOW), pytest.param(3, False, marks=SLOW), (4, False)]
+
+
+@pytest.mark.parametrize(("seed", "in_order"), STORIES)
 def test_any_order_of_outcomes_folds_and_crashes(
     seed: int, in_order: bool, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,9 +201,10 @@ def test_a_part_that_times_out_is_sent_again(
 @pytest.mark.parametrize("etags", ["md5", "upper", "opaque", "none"])
 @pytest.mark.parametrize("older", [None, b"of another size", b"0123456xyz"])
 def test_the_object_decides_where_the_answer_to_its_end_was_lost(
-    etags: str, older: bytes | None, tmp_path: Path, small_parts: None
+    etags: str, older: bytes | None, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a lost completion, the object's size and composite ETag decide."""
+    monkeypatch.setattr(Tries, "_pause_s", lambda *_: 0.01)
     (tmp_path / "file").write_bytes(b"0123456789")
     with OddS3(etags=etags) as odd:  # type: ignore[arg-type]
         odd.make_bucket("b")
