@@ -1,7 +1,7 @@
 """What a run tells Prefect as it ends: an event, labels with its counts, and the table of all jobs.
 
-All of it is optional: the run's state has the result. So it is tried once, for a few seconds, and a failure is only a
-line in the log.
+All of it is optional: the run's state has the result. So it is tried for a few seconds, and a failure is only a line in
+the log.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tasks.reporting import jobs
 from tasks.reporting.run_end import EVENT, RunEnd
 
 MOST_S = 10.0  # a run ends at most this much later; what is under way then is left
+RETRIES = 2  # of a request that a busy server refused: SQLite answers 503 while its database is locked
 
 
 def record(end: RunEnd, state: State[Any]) -> None:
@@ -36,7 +37,7 @@ def record(end: RunEnd, state: State[Any]) -> None:
 
     def send() -> None:
         with (
-            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}),
             prefect_api.best_effort(log, "the run's end in the table of jobs") as client,
         ):
             client.update_flow_run_labels(own, end.labels)
