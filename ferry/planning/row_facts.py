@@ -31,8 +31,15 @@ def load_rules(con: duckdb.DuckDBPyConnection, job: Job) -> None:
     """Fills `retry_rules` with the rules of `delta.retry`, and makes what :func:`gather` needs; to be called once."""
     con.create_function("date_over_at", date_over_at, ["VARCHAR"], "DOUBLE")
     con.execute("CREATE TABLE retry_rules (error_class VARCHAR, after_s DOUBLE, runs BIGINT)")
-    rules = ((error.value, job.delta.rule(error)) for error in ErrorClass)
-    con.executemany("INSERT INTO retry_rules VALUES (?, ?, ?)", [[name, rule.after, rule.runs] for name, rule in rules])
+    rules = [job.delta.rule(error) for error in ErrorClass]
+    con.execute(  # in one statement: thirty of them take ten times as long
+        "INSERT INTO retry_rules SELECT unnest($names::VARCHAR[]), unnest($after::DOUBLE[]), unnest($runs::BIGINT[])",
+        {
+            "names": [error.value for error in ErrorClass],
+            "after": [r.after for r in rules],
+            "runs": [r.runs for r in rules],
+        },
+    )
 
 
 def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
