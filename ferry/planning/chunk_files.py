@@ -121,10 +121,14 @@ def fill_held(con: duckdb.DuckDBPyConnection, queries: Iterable[tuple[str, dict[
 
 
 def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
-    """Fills `chunk_positions`, and `held` with all rows of these chunks. Raises UserError as refuse_damaged_chunks."""
+    """Fills `chunk_positions`, and `held` and `held_ids` with all rows of these chunks.
+
+    Raises UserError as refuse_damaged_chunks.
+    """
     position_chunks(con, chunks)
     with refuse_damaged_chunks():
         fill_held(con, read_chunks(state, chunks, SORTED_ROWS))
+    con.execute("CREATE OR REPLACE TEMP VIEW held_ids AS SELECT row_id, attempt, position FROM held")
 
 
 def load_begun(
@@ -132,14 +136,14 @@ def load_begun(
 ) -> None:
     """Fills `begun`: rows that were removed from the manifest, and whose chunk has an attempt without an outcome.
 
-    A killed run may have transferred them, and written their keys. ``parts`` fills `manifest_rows`, `latest` and `held`
-    with one part of the rows after the other.
+    A killed run may have transferred them, and written their keys. ``parts`` fills `manifest_rows`, `latest` and
+    `held_ids` with one part of the rows after the other.
     """
     con.execute("CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)")
     con.execute("CREATE OR REPLACE TABLE lost (row_id VARCHAR, position INTEGER)")
     for _ in parts if chunks else ():
         con.execute("""
-            INSERT INTO lost SELECT h.row_id, h.position FROM held h ANTI JOIN manifest_rows m USING (row_id)
+            INSERT INTO lost SELECT h.row_id, h.position FROM held_ids h ANTI JOIN manifest_rows m USING (row_id)
             LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt WHERE l.row_id IS NULL
         """)
     for (position,) in con.execute("SELECT DISTINCT position FROM lost").fetchall():

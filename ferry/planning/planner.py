@@ -8,7 +8,7 @@ ignores, or finds again, whatever was written before a crash. Its main relations
 | `manifest` | the rows of the normalised manifest | planner |
 | `manifest_rows` | one part of them, without the wide columns | row_parts |
 | `latest` | the same part of the folded ledger | ferry.state.ledger |
-| `held` | the same part of the rows of listed chunks | chunk_files |
+| `held_ids`, `held` | the same part of the rows of listed chunks | row_parts, chunk_files |
 | `begun` | removed rows that a killed run may have transferred | chunk_files |
 | `superseded` | rows whose key another row has written since | collisions |
 | `contenders` | rows whose key may be another row's, too | contenders |
@@ -174,6 +174,7 @@ class Planner:
         self.con.execute("CREATE TABLE open_rows (position INTEGER, row_no BIGINT)")
         row_facts.load_rules(self.con, self.job)
         for _ in parts:
+            parts.fill_held()
             row_facts.gather(self.con, self.job, self.options.run_no)
             mode, delta = self.options.mode, self.job.mode == "delta"
             permanent_failures += row_facts.decide(self.con, mode, self.options.classes, delta=delta)
