@@ -43,7 +43,7 @@ exit $$tests
 endef
 
 test: .venv/.installed-dev signers
-	$(call beside,check,-n 4 $(if $(filter tests,$(T)),-m "not slow") $(T))
+	$(call beside,check,-n 3 $(if $(filter tests,$(T)),-m "not slow") $(T))
 
 # The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it, installations included:
 # what meets Prefect, with the newest version that is allowed; the contract of stores against all servers; and a quick
