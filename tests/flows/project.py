@@ -404,7 +404,7 @@ def serve(origin: Origin, count: int, folder: str = "images") -> tuple[list[dict
     return rows, bodies
 
 
-def wait_for(what: str, test: Callable[[], Any], within_s: float = 30.0, every_s: float = 0.05) -> Any:
+def wait_for(what: str, test: Callable[[], Any], within_s: float = 90.0, every_s: float = 0.05) -> Any:
     """Returns the first true result of ``test``. Fails after ``within_s``.
 
     A costly test, such as a command, is called more seldom: half of the time is left to what is tested.
