@@ -38,7 +38,7 @@ def describe(deployment: DeploymentResponse) -> str:
 def named(gone: Mapping[str, DeploymentResponse]) -> list[Change]:
     """Returns the entries for deployments that stay."""
     return [
-        Change("deployment", name, "unchanged", f"of no job file that was given; {describe(one)}. --retire deletes it")
+        Change("deployment", name, "unchanged", f"no given job file asks for it; {describe(one)}. --retire deletes it")
         for name, one in gone.items()
     ]
 

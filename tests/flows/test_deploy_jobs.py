@@ -136,8 +136,8 @@ def test_jobs_whose_file_is_gone(shop: Shop, client: SyncPrefectClient) -> None:
     (shop.folder / "jobs" / "b.yaml").unlink()
     said = shop.deploy().expect(0).stdout
     for name in (f"migrate/b-{shop.mark}-nightly", f"verify/b-{shop.mark}-weekly"):
-        assert f"{name}  (of no job file that was given; its schedule is on. --retire deletes it)" in said
-    assert f"migrate/b-{shop.mark}  (of no job file that was given; it has no active schedule" in said
+        assert f"{name}  (no given job file asks for it; its schedule is on. --retire deletes it)" in said
+    assert f"migrate/b-{shop.mark}  (no given job file asks for it; it has no active schedule" in said
     assert len(shop.there(client)) == 6
     assert "needs a yes on a terminal, or the option --yes" in shop.deploy("--retire").expect(2).stderr
     assert len(shop.there(client)) == 6
