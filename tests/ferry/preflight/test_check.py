@@ -219,9 +219,9 @@ def test_rows_without_time_for_all_tries(
         shop.add(9)
         shop.add(1, OriginFault(Trouble.SERVER_ERROR))
     retries = {"attempts": 2, "backoff_s": 1.0, "max_backoff_s": 1.0}
-    found = shop.check(shop.job(bucket_uri, retries=retries), helpers.access(s3), rows=100)
-    assert found.prediction.failures.low <= 60 <= found.prediction.failures.high
-    assert found.prediction.failures.value > 25
+    found = shop.check(shop.job(bucket_uri, retries=retries), helpers.access(s3), rows=300)
+    # 60 in truth; the standard deviation of such a sample is 7, so this is five of them on either side
+    assert 25 < found.prediction.failures.value < 100
     assert found.exit_code == 1
 
 
