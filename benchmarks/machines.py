@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 
 from benchmarks import accesslog, nginx
 from benchmarks.images import images
@@ -208,10 +209,6 @@ def limited(bench: Bench, rows: int, machines: int) -> tuple[float, float]:
     window = accesslog.read_window(bench.web.log("limited"), since)
     rate = len(window.done_at) / window.steady_s
     return rate, window.refused_later or 0.0
-
-
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def measure(bench: Bench, rows: int, rounds: int) -> None:

@@ -313,7 +313,7 @@ def test_a_clock_that_is_far_off(ahead_min: int, words: str, status: int) -> Non
 
 
 def test_clocks_that_are_near_enough() -> None:
-    """Four minutes are no matter, and neither is an answer without a date."""
+    """Four minutes are allowed, and so is an answer without a date."""
     check_clock(prefect_at(("Date", format_datetime(datetime.now(UTC) - timedelta(minutes=4), usegmt=True))))
     check_clock(prefect_at())
     check_clock(prefect_at(("Date", "soon")))
