@@ -29,7 +29,7 @@ from tasks.shards.files import SETTINGS
 from tests.faults.amount import LONG, book, some
 from tests.flows.project import Cli, Project, serve, wait_for
 from tests.support.helpers import access
-from tests.support.lab import ENGINE, Lab
+from tests.support.lab import Lab, engines_of
 from tests.support.machines import FAKETIME, Machine, Network, Relay, needs_machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800 if LONG else 900)]
@@ -104,7 +104,7 @@ class Migration:
 
     def machine_of(self, run: dict[str, Any]) -> Machine:
         for machine in self.lab.machines:
-            if _executes(machine, run["id"]):
+            if engines_of(machine, run["id"]):
                 return machine
         raise AssertionError(f"no machine executes {run['name']}")
 
@@ -175,7 +175,7 @@ def test_a_machine_is_cut_off_and_comes_back(lab: Lab, origin: Origin, bucket: s
     assert "1,200" in said
     # what it had in flight, what it had not recorded for a flush, and what it did with open connections until then
     job.check("a machine is cut off and comes back", unrecorded(4, 1.0))
-    wait_for("the end of its process", lambda: not _executes(machine, run["id"]), 120)
+    wait_for("the end of its process", lambda: not engines_of(machine, run["id"]), 120)
 
 
 def test_one_thing_after_the_other(lab: Lab, origin: Origin, bucket: str, folder: Path) -> None:
@@ -207,10 +207,10 @@ def test_one_thing_after_the_other(lab: Lab, origin: Origin, bucket: str, folder
 
 def kill(machine: Machine, run: str) -> bool:
     """Kill the process of a flow run, if it has not ended meanwhile."""
-    found = [pid for pid in machine.processes(ENGINE) if _is_of(pid, run)]
+    found = engines_of(machine, run)
     for pid in found:
         os.kill(pid, signal.SIGKILL)
-    wait_for("its end", lambda: not _executes(machine, run), SOON_S)
+    wait_for("its end", lambda: not engines_of(machine, run), SOON_S)
     return bool(found)
 
 
@@ -224,14 +224,3 @@ def away(relay: Relay, seconds: float) -> Iterator[None]:
         time.sleep(max(0.0, began + seconds - time.monotonic()))
     finally:
         relay.mend()
-
-
-def _executes(machine: Machine, run: str) -> bool:
-    return any(_is_of(pid, run) for pid in machine.processes(ENGINE))
-
-
-def _is_of(pid: int, run: str) -> bool:
-    """Whether a process executes a flow run: the environment of an engine has the run's ID."""
-    with contextlib.suppress(OSError):
-        return run.encode() in Path(f"/proc/{pid}/environ").read_bytes()
-    return False

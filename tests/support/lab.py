@@ -83,3 +83,13 @@ class Lab:
         self._server.kill()  # its database is thrown away
         self._server.wait()
         self._log.close()
+
+
+def engines_of(machine: Machine, run: str) -> list[int]:
+    """Returns the processes on a machine that execute the flow run with this ID: their environment has it."""
+    found = []
+    for pid in machine.processes(ENGINE):
+        with contextlib.suppress(OSError):  # it has ended
+            if run.encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(pid)
+    return found

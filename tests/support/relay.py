@@ -13,7 +13,7 @@ PIECE = 256 * 1024
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Copies what comes until its end, and passes that on."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # uvloop's error for a connection that the other end has reset
         while piece := await reader.read(PIECE):
             writer.write(piece)
             await writer.drain()
