@@ -3,13 +3,14 @@
 from ferry.planning.errors import from_planning
 from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.planner import make_plan
-from ferry.planning.removed import find_removed
+from ferry.planning.removed import count_copies, find_removed
 from ferry.planning.rules import check_locations, looks_truncated
 
 __all__ = [
     "Accesses",
     "PlanOptions",
     "check_locations",
+    "count_copies",
     "find_removed",
     "from_planning",
     "looks_truncated",

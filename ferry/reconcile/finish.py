@@ -138,7 +138,7 @@ def delta_figures(con: duckdb.DuckDBPyConnection, state: State, run_no: int, *, 
             """,
             {"names": [str(state.local(name)) for name in names], "run_no": run_no},
         ).fetchall()[0]
-    removed, _ = find_removed(con, to_directory=to_directory)
+    removed = find_removed(con, to_directory=to_directory)
     (deleted,) = con.execute(
         "SELECT count(*) FROM latest WHERE run_no = ? AND status = 'removed' AND message = ?", [run_no, DELETED]
     ).fetchall()[0]

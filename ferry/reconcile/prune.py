@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ferry.core import AGAIN, Again, Fatal, ObjectError, Outcome, Refused, Status
 from ferry.job import Delta, Job
-from ferry.planning import find_removed, looks_truncated
+from ferry.planning import count_copies, find_removed, looks_truncated
 from ferry.reconcile.source_check import SourceCheck
 from ferry.state import (
     Counts,
@@ -84,11 +84,11 @@ def prune_removed(
     plan = read_plan(state)
     assert plan is not None
     with folded_ledger(state, state.spool_dir) as con:
-        removed, copies = find_removed(con, to_directory=job.destination.uri.startswith("file://"))
+        removed = find_removed(con, to_directory=job.destination.uri.startswith("file://"))
         find_missing(con, state, check_lease(state, token).flow_run)
         result = PruneResult(removed, job.delta.delete_after)
         due = sum(n for case, n in missing_cases(con) if not why_kept(case, job.delta.delete_after))
-        result.refused = _refusal(job, plan, count(con), removed, due, copies)
+        result.refused = _refusal(job, plan, count(con), removed, due, count_copies(con))
         if not looks_truncated(plan.usable, plan.expected_rows):
             check_lease(state, token)
             count_lists(con, state, run_no)
