@@ -20,29 +20,8 @@ if TYPE_CHECKING:
 FILES_PER_STATEMENT = 500
 SORTED_ROWS = 1_000_000  # rows of the manifest that are sorted at once
 
-# A row of a listed chunk needs no further work in any of these cases:
-# - the ledger has this attempt or a later one
-# - the row was removed from the manifest, is unusable, or is a duplicate or a collision
-# - the manifest describes the row differently since
-# - a newer chunk has the row
-DONE = """(l.row_id IS NOT NULL OR m.row_id IS NULL OR m.error_class IS NOT NULL OR p.row_no IS NOT NULL OR h.stale
-           OR NOT h.newest)"""
-HELD_JOINED = """
-    FROM (
-        SELECT *, row_number() OVER (PARTITION BY row_id ORDER BY stale, attempt DESC, position DESC) = 1 AS newest
-        FROM held
-    ) h
-    LEFT JOIN manifest_rows m ON m.row_id = h.row_id
-    LEFT JOIN problems p ON p.row_no = m.row_no
-    LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt
-"""
-
-
-# The manifest describes the row differently than the chunk does.
-_STALE = "m.row_id IS NOT NULL AND (" + " OR ".join(
-    f"c.{name} IS DISTINCT FROM m.{name}"
-    for name in ("size", "md5", "sha256", "etag", "content_type", "alternatives")
-) + ")"  # fmt: skip
+# SQL for a hash of what the manifest says of an object. A chunk's row is stale once the manifest says something else.
+DESCRIBED = "hash(size::BIGINT, md5, sha256, etag, content_type, alternatives)"
 
 
 def position_chunks(con: duckdb.DuckDBPyConnection, chunks: Sequence[ChunkRef]) -> None:
@@ -58,13 +37,13 @@ def position_chunks(con: duckdb.DuckDBPyConnection, chunks: Sequence[ChunkRef]) 
 def read_chunks(state: State, chunks: Sequence[ChunkRef], at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields queries, with their parameters, for the rows of these chunks, each one for about ``at_once`` of them.
 
-    The result has what `held` and a comparison with the manifest need.
+    Each row has its attempt, its chunk's position, and DESCRIBED as it was when the chunk was written.
     """
     for part in grouped(chunks, at_once):
         paths = [str(state.local(chunk.uri)) for chunk in part]
         yield (
-            """
-            SELECT c.row_id, c.attempt, p.position, c.size, c.md5, c.sha256, c.etag, c.content_type, c.alternatives
+            f"""
+            SELECT c.row_id, c.attempt, p.position, {DESCRIBED} AS described
             FROM (
                 -- files before schema 5 lack the column
                 SELECT NULL::VARCHAR[] AS alternatives WHERE false UNION ALL BY NAME
@@ -105,30 +84,13 @@ def refuse_damaged_chunks() -> Iterator[None]:
         ) from None
 
 
-def fill_held(con: duckdb.DuckDBPyConnection, queries: Iterable[tuple[str, dict[str, Any]]]) -> None:
-    """Fills `held`: each row of these queries (:func:`read_chunks`) with its attempt and its chunk's position.
-
-    A row is ``stale`` if `manifest_rows` has another size, digest, ETag, type or other further addresses than when the
-    chunk was written.
-    """
-    con.execute("CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, position INTEGER, stale BOOLEAN)")
-    for sql, given in queries:
-        con.execute(
-            f"INSERT INTO held SELECT c.row_id, c.attempt, c.position, {_STALE} FROM ({sql}) c "
-            "LEFT JOIN manifest_rows m ON m.row_id = c.row_id",
-            given,
-        )
-
-
 def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
-    """Fills `chunk_positions`, and `held` and `held_ids` with all rows of these chunks.
-
-    Raises UserError as refuse_damaged_chunks.
-    """
+    """Fills `chunk_positions`, and `held` with all rows of these chunks. Raises UserError as refuse_damaged_chunks."""
     position_chunks(con, chunks)
+    con.execute("CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, position INTEGER, described UBIGINT)")
     with refuse_damaged_chunks():
-        fill_held(con, read_chunks(state, chunks, SORTED_ROWS))
-    con.execute("CREATE OR REPLACE TEMP VIEW held_ids AS SELECT row_id, attempt, position FROM held")
+        for sql, given in read_chunks(state, chunks, SORTED_ROWS):
+            con.execute(f"INSERT INTO held {sql}", given)
 
 
 def load_begun(
@@ -137,13 +99,13 @@ def load_begun(
     """Fills `begun`: rows that were removed from the manifest, and whose chunk has an attempt without an outcome.
 
     A killed run may have transferred them, and written their keys. ``parts`` fills `manifest_rows`, `latest` and
-    `held_ids` with one part of the rows after the other.
+    `held` with one part of the rows after the other.
     """
     con.execute("CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)")
     con.execute("CREATE OR REPLACE TABLE lost (row_id VARCHAR, position INTEGER)")
     for _ in parts if chunks else ():
         con.execute("""
-            INSERT INTO lost SELECT h.row_id, h.position FROM held_ids h ANTI JOIN manifest_rows m USING (row_id)
+            INSERT INTO lost SELECT h.row_id, h.position FROM held h ANTI JOIN manifest_rows m USING (row_id)
             LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt WHERE l.row_id IS NULL
         """)
     for (position,) in con.execute("SELECT DISTINCT position FROM lost").fetchall():

@@ -8,7 +8,7 @@ ignores, or finds again, whatever was written before a crash. Its main relations
 | `manifest` | the rows of the normalised manifest | planner |
 | `manifest_rows` | one part of them, without the wide columns | row_parts |
 | `latest` | the same part of the folded ledger | ferry.state.ledger |
-| `held_ids`, `held` | the same part of the rows of listed chunks | row_parts, chunk_files |
+| `held` | the same part of the rows of listed chunks | row_parts, chunk_files |
 | `begun` | removed rows that a killed run may have transferred | chunk_files |
 | `superseded` | rows whose key another row has written since | collisions |
 | `contenders` | rows whose key may be another row's, too | contenders |
@@ -169,28 +169,29 @@ class Planner:
 
     def _decide(self, earlier: Earlier, parts: RowParts, known: KnownCopies) -> tuple[list[ChunkRef], _Todo]:
         """Fills `selected`. Returns the earlier chunks that stay in the plan, and the numbers of rows to do."""
-        done: Counter[str] = Counter()
+        open_rows: Counter[str] = Counter()
         permanent_failures = 0
         self.con.execute("CREATE TABLE open_rows (position INTEGER, row_no BIGINT)")
         row_facts.load_rules(self.con, self.job)
         for _ in parts:
-            parts.fill_held()
             row_facts.gather(self.con, self.job, self.options.run_no)
+            if self._plain:
+                open_rows.update(self._count_open())
             mode, delta = self.options.mode, self.job.mode == "delta"
             permanent_failures += row_facts.decide(self.con, mode, self.options.classes, delta=delta)
             if not self.options.dry:
                 known.add_rechecks()
             if self._plain:
-                done.update(self._count_done())
                 collisions.find_unrecorded(self.con)
-        chunks = self._with_counts(earlier.chunks, done) if self._plain else earlier.chunks
+        chunks = self._with_counts(earlier.chunks, open_rows) if self._plain else earlier.chunks
         if self._plain and not self.options.dry:
             digest = self.job.settings_digest()
             collisions.write_outcomes(self.con, self.state, self.options.run_no, digest, parts.spans())
         pending = sum(chunk.rows - chunk.done for chunk in chunks) if self._plain else 0
         selected = chunk_files.select_rows(self.con, self.options.limit, pending, at_random=self.options.at_random)
         (rows,) = self.con.execute("SELECT count(*) FROM todo").fetchall()[0]
-        self.con.execute("DROP TABLE todo; DROP TABLE held")  # large; writing chunks needs their memory
+        self.con.execute("DROP TABLE todo")  # large; writing chunks needs its memory
+        parts.release()
         return chunks, _Todo(rows, selected, pending, permanent_failures)
 
     def _write_chunks(
@@ -302,20 +303,16 @@ class Planner:
     def _delete_old_manifests(self, current: str) -> None:
         self.state.delete(n for n in self.state.list("plan") if n.startswith("plan/manifest-") and n != current)
 
-    def _count_done(self) -> dict[str, int]:
-        """Adds to `open_rows`, and returns how many rows of the part need no further work, by their chunk's digest."""
-        self.con.execute(
-            f"CREATE OR REPLACE TEMP TABLE looked_at AS SELECT h.position, m.row_no, {chunk_files.DONE} AS done "
-            f"{chunk_files.HELD_JOINED}"
-        )
-        self.con.execute("INSERT INTO open_rows SELECT position, row_no FROM looked_at WHERE NOT done")
-        found = self.con.execute("SELECT position, count(*) FROM looked_at WHERE done GROUP BY 1").fetchall()
+    def _count_open(self) -> dict[str, int]:
+        """Adds to `open_rows`, and returns how many rows of the part are still to do, by their chunk's digest."""
+        self.con.execute("INSERT INTO open_rows SELECT position, row_no FROM facts WHERE held")
+        found = self.con.execute("SELECT position, count(*) FROM facts WHERE held GROUP BY 1").fetchall()
         return {self._held[position].digest: rows for position, rows in found}
 
-    def _with_counts(self, chunks: Sequence[ChunkRef], done: Mapping[str, int]) -> list[ChunkRef]:
+    def _with_counts(self, chunks: Sequence[ChunkRef], open_rows: Mapping[str, int]) -> list[ChunkRef]:
         """Returns the chunks that stay in the plan, each with its number of rows that need no further work."""
         newest = max((chunk.run_no for chunk in chunks), default=0)
-        counted = [with_hints(chunk, done.get(chunk.digest, 0), "unknown") for chunk in chunks]
+        counted = [with_hints(chunk, chunk.rows - open_rows.get(chunk.digest, 0), "unknown") for chunk in chunks]
         return [chunk for chunk in counted if stays_in_plan(chunk, newest)]
 
 

@@ -49,7 +49,8 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
     |---|---|
     | `known`, `status`, ... `attempt` | the latest outcome |
     | `superseded` | another row has written the key since |
-    | `held` | a listed chunk has the row for an attempt that the ledger does not have |
+    | `held` | a listed chunk has the row as the manifest describes it, for an attempt that the ledger does not have |
+    | `position` | that chunk's; of several chunks the one with the latest attempt |
     | `has_copy` | Ferry's object exists under the key by the ledger, even if a later check of the source failed |
     | `said` | what the manifest says of the object, compared with the copy: `same`, `other` or `nothing` |
     | `proof` | the manifest has a digest, an ETag, or a date that was over when the copy was last known to be current |
@@ -75,7 +76,7 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
         SELECT m.row_id, m.row_no, l.row_id IS NOT NULL AS known, l.status, l.error_class, l.status_code,
                l.attempt, l.of_no_chunk AND l.status <> 'pending' AS by_plan, l.same_settings,
                l.run_no = $run_no AS this_run, s.row_id IS NOT NULL AS superseded,
-               coalesce(h.attempt > coalesce(l.attempt, 0), false) AS held,
+               coalesce(h.attempt > coalesce(l.attempt, 0), false) AS held, h.position,
                CASE WHEN l.status = 'failed' THEN coalesce(l.consecutive_failures, 1) - (l.run_no = $run_no)::INT
                     ELSE 0 END AS consecutive_failures,
                coalesce(s.row_id IS NULL AND (l.status IN ('copied', 'unchanged')
@@ -108,8 +109,10 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
             SELECT *, chunk = '' AS of_no_chunk, settings_digest = $settings AS same_settings,
                    dest_etag IS NOT NULL AS has_etag FROM latest
         ) l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
-               LEFT JOIN (SELECT row_id, max(attempt) AS attempt FROM held WHERE NOT stale GROUP BY 1) h
-               ON h.row_id = m.row_id LEFT JOIN retry_rules r ON r.error_class = l.error_class
+               LEFT JOIN (SELECT row_id, described, max(attempt) AS attempt,
+                                 max_by(position, attempt << 32 | position) AS position FROM held GROUP BY 1, 2) h
+               ON h.row_id = m.row_id AND h.described = m.described
+               LEFT JOIN retry_rules r ON r.error_class = l.error_class
         WHERE m.error_class IS NULL AND m.row_no NOT IN (SELECT row_no FROM problems)
         """,
         {"settings": job.settings_digest(), "run_no": run_no, "now": now, "valid_s": job.delta.revalidate_after},

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ferry.planning.chunk_files import fill_held, load_held, position_chunks, read_chunks, refuse_damaged_chunks
+from ferry.planning.chunk_files import DESCRIBED, load_held, position_chunks, read_chunks, refuse_damaged_chunks
 from ferry.planning.spooled import Spooled
 from ferry.state import EVERY_ROW, ChunkRef, OpenLedger, RowRange, State, row_ranges
 
 if TYPE_CHECKING:
     import duckdb
 
-_COLUMNS = """row_id, row_no, size, md5, sha256, etag, last_modified, content_type, alternatives, error_class,
-              starts_with(lower(source), 'http') AS web"""
+_COLUMNS = f"""row_id, row_no, size, md5, sha256, etag, last_modified, error_class, {DESCRIBED} AS described,
+               starts_with(lower(source), 'http') AS web"""
+_NO_CHUNKS = "SELECT '' AS row_id, 0 AS attempt, 0 AS position, 0::UBIGINT AS described WHERE false"
 
 
 class RowParts:
-    """Parts of all rows. Each one fills `manifest_rows`, `latest` and `held_ids` with its rows, and on request `held`.
+    """Parts of all rows. Each one fills `manifest_rows`, `latest` and `held` with its rows.
 
     Parts are ranges of row IDs, which is what manifest, chunks and ledger are joined by. So a manifest of several parts
     and its chunks are written to the spool, sorted by row ID. A first plan has nothing to join, and its parts are spans
@@ -36,7 +37,6 @@ class RowParts:
         rows = max(self._last_no, ledger.rows, sum(chunk.rows for chunk in chunks))
         self.ledger = LedgerParts(ledger, row_ranges(rows, at_once) if self.joined else [EVERY_ROW])
         self._spooled = len(self.ledger.ranges) > 1
-        self._part_of_held = ""
         if self._spooled:
             try:
                 self._spool()
@@ -62,9 +62,7 @@ class RowParts:
         for part in self.ledger:
             if self._spooled:
                 self._view("manifest_rows", f"FROM {self._rows.sql()} WHERE {part.condition()}")
-                self._part_of_held = f"FROM {self._held.sql()} WHERE {part.condition()}" if self._chunks else ""
-                if self._chunks:
-                    self._view("held_ids", self._part_of_held)
+                self._view("held", f"FROM {self._held.sql()} WHERE {part.condition()}" if self._held else _NO_CHUNKS)
                 yield
                 continue
             for span in ["true"] if self.joined else self.spans():
@@ -74,10 +72,10 @@ class RowParts:
                     self._filled = True
                 yield
 
-    def fill_held(self) -> None:
-        """Fills `held` with the rows of the part. It compares them with `manifest_rows`, which takes longer."""
-        if self._spooled:
-            fill_held(self._con, [(self._part_of_held, {})] if self._part_of_held else [])
+    def release(self) -> None:
+        """Frees the memory of `held`, once no part is needed any more."""
+        if not self._spooled:
+            self._con.execute("DROP TABLE held")
 
     def _view(self, name: str, sql: str) -> None:
         self._con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {sql}")

@@ -1,4 +1,4 @@
-"""Chunk files: which rows they get, in which order, and which rows of earlier chunks need no further work."""
+"""Chunk files: which rows they get, in which order, and which rows of earlier chunks are still to do."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from ferry.core.errors import UserError
 from ferry.core.records import Row
 from ferry.planning import chunk_files
+from ferry.planning.row_facts import gather, load_rules
 from ferry.state import ledger
 from ferry.state.parquet import read_table
 from ferry.state.plan_file import ChunkRef
-from tests.support.helpers import chunk_rows, directory_state, make_outcome
+from tests.support.helpers import chunk_rows, directory_state, make_job, make_outcome
 
 COLUMNS = ("row_id", "row_no", "source", "key", "deferred_key", "size", "md5", "sha256", "content_type", "etag",
            "last_modified", "id", "error_class", "alternatives", "storage_class")  # fmt: skip
@@ -31,7 +31,11 @@ class Cutting:
         kinds = {"row_no": "BIGINT", "deferred_key": "BOOLEAN", "size": "BIGINT", "alternatives": "VARCHAR[]"}
         columns = ", ".join(f"{name} {kinds.get(name, 'VARCHAR')}" for name in COLUMNS)
         self.con.execute(f"CREATE TABLE manifest ({columns}); CREATE TABLE problems (row_no BIGINT)")
-        self.con.execute("CREATE VIEW manifest_rows AS FROM manifest")
+        self.con.execute(
+            f"CREATE VIEW manifest_rows AS SELECT *, {chunk_files.DESCRIBED} AS described, true AS web FROM manifest;"
+            "CREATE TABLE superseded (row_id VARCHAR)"
+        )
+        load_rules(self.con, make_job())
 
     def put(self, *rows: dict[str, Any]) -> None:
         for row in rows:
@@ -169,12 +173,15 @@ def test_a_sample_is_of_the_whole_manifest(cutting: Cutting) -> None:
 
 def held(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
     chunk_files.load_held(cutting.con, cutting.state, chunks)
-    return cutting.con.execute("SELECT row_id, attempt, position, stale FROM held ORDER BY position, row_id").fetchall()
+    return cutting.con.execute(
+        "SELECT row_id, attempt, position, coalesce(h.described <> m.described, false) FROM held h "
+        "LEFT JOIN manifest_rows m USING (row_id) ORDER BY position, row_id"
+    ).fetchall()
 
 
 @pytest.mark.parametrize("files", [1, 500])
 def test_what_chunks_hold(files: int, cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk's row is stale if the manifest describes it differently, and not if it was removed."""
+    """The hash of a chunk's row differs from the manifest's if that describes the object differently."""
     monkeypatch.setattr(chunk_files, "FILES_PER_STATEMENT", files)
     chunks = [*cutting.cut([(1, "new", 1), (2, "new", 1), (3, "new", 1)]), *cutting.cut([(1, "retry", 2)])]
     assert held(cutting, chunks) == [("1", 1, 0, False), ("2", 1, 0, False), ("3", 1, 0, False), ("1", 2, 1, False)]
@@ -203,62 +210,42 @@ def test_rows_that_may_have_begun(cutting: Cutting) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "done"),
+    ("what", "still_to_do"),
     [
-        ("", [False, False]),
-        ("INSERT INTO problems VALUES (1)", [True, False]),
-        ("UPDATE manifest SET error_class = 'bad_url' WHERE row_id = '1'", [True, False]),
-        ("DELETE FROM manifest WHERE row_id = '2'", [False, True]),
-        ("UPDATE manifest SET size = 5 WHERE row_id = '2'", [False, True]),
-        ("UPDATE manifest SET alternatives = ['https://h/2.jpg'] WHERE row_id = '2'", [False, True]),
+        ("", [("1", 0), ("2", 0)]),
+        ("INSERT INTO problems VALUES (1)", [("2", 0)]),
+        ("UPDATE manifest SET error_class = 'bad_url' WHERE row_id = '1'", [("2", 0)]),
+        ("DELETE FROM manifest WHERE row_id = '2'", [("1", 0)]),
+        ("UPDATE manifest SET size = 5 WHERE row_id = '2'", [("1", 0)]),
+        ("UPDATE manifest SET alternatives = ['https://h/2.jpg'] WHERE row_id = '2'", [("1", 0)]),
     ],
 )
-def test_rows_that_need_nothing_more(what: str, done: list[bool], cutting: Cutting) -> None:
-    """Rows that are removed, unusable, in conflict or described differently need no further work."""
+def test_rows_that_need_nothing_more(what: str, still_to_do: list[tuple[str, int]], cutting: Cutting) -> None:
+    """Rows of chunks that are removed, unusable, in conflict or described differently need no further work."""
     chunks = cutting.cut([(1, "new", 1), (2, "new", 1)])
     if what:
         cutting.con.execute(what)
     cutting.outcomes()
-    assert is_done(cutting, chunks) == [("1", 0, done[0]), ("2", 0, done[1])]
+    assert to_do(cutting, chunks) == still_to_do
 
 
-def is_done(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
+def to_do(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
     chunk_files.load_held(cutting.con, cutting.state, chunks)
-    return cutting.con.execute(
-        f"SELECT h.row_id, h.position, {chunk_files.DONE} {chunk_files.HELD_JOINED} ORDER BY 1, 2"
-    ).fetchall()
+    gather(cutting.con, make_job(), 2)
+    return cutting.con.execute("SELECT row_id, position FROM facts WHERE held ORDER BY ALL").fetchall()
 
 
-@pytest.mark.parametrize(
-    ("attempt", "done"), [(0, [True, False]), (1, [True, False]), (2, [True, True]), (3, [True, True])]
-)
-def test_attempts_that_the_ledger_has(attempt: int, done: list[bool], cutting: Cutting) -> None:
+@pytest.mark.parametrize(("attempt", "is_open"), [(0, True), (1, True), (2, False), (3, False)])
+def test_attempts_that_the_ledger_has(attempt: int, is_open: bool, cutting: Cutting) -> None:
     """Of several chunks with a row, the one with the latest attempt counts until the ledger has that attempt."""
     chunks = [*cutting.cut([(1, "new", 1)]), *cutting.cut([(1, "retry", 2)])]
     cutting.outcomes(*([("1", attempt)] if attempt else []))
-    assert is_done(cutting, chunks) == [("1", 0, done[0]), ("1", 1, done[1])]
-    assert is_done(cutting, chunks[::-1]) == [("1", 0, done[1]), ("1", 1, done[0])]
+    assert to_do(cutting, chunks) == [("1", 1)] * is_open
+    assert to_do(cutting, chunks[::-1]) == [("1", 0)] * is_open
 
 
-def test_of_two_chunks_for_one_attempt_the_later_one_counts(cutting: Cutting) -> None:
-    """Of two chunks for one attempt the later one counts, unless it is stale."""
-    chunks = [*cutting.cut([(1, "new", 1)]), *cutting.cut([(1, "retry", 1)])]
-    cutting.outcomes()
-    assert is_done(cutting, chunks) == [("1", 0, True), ("1", 1, False)]
-    cutting.con.execute("UPDATE manifest SET size = 5 WHERE row_id = '1'")
-    chunks = [*cutting.cut([(1, "new", 1)]), chunks[1]]
-    assert is_done(cutting, chunks) == [("1", 0, False), ("1", 1, True)]
-
-
-@pytest.mark.parametrize(
-    ("batches", "rows", "tables"),
-    [([], 3, []), ([0], 3, []), ([1, 5, 0, 2], 3, [3, 3, 2]), ([6], 3, [3, 3]), ([2, 2, 2], 3, [3, 3]), ([7], 9, [7])],
-)
-def test_tables_of_equal_length(batches: list[int], rows: int, tables: list[int]) -> None:
-    """Batches of any size become tables of equal length with the same rows in the same order."""
-    numbers, given = iter(range(99)), []
-    for size in batches:
-        given.append(pa.record_batch({"n": pa.array([next(numbers) for _ in range(size)], pa.int64())}))
-    found = list(chunk_files.regrouped(given, rows))
-    assert [table.num_rows for table in found] == tables
-    assert [n for table in found for n in table.column("n").to_pylist()] == list(range(sum(batches)))
+def test_of_two_chunks_with_an_attempt_the_later_one_counts(cutting: Cutting) -> None:
+    chunks = [*cutting.cut([(1, "retry", 2)], run_no=2), *cutting.cut([(1, "retry", 2)], run_no=3)]
+    cutting.outcomes(("1", 1))
+    assert to_do(cutting, chunks) == [("1", 1)]
+    assert to_do(cutting, chunks[::-1]) == [("1", 1)]

@@ -41,9 +41,10 @@ class Planning:
         self.con.execute(
             "CREATE TABLE manifest (row_id VARCHAR, row_no BIGINT, source VARCHAR, size BIGINT, md5 VARCHAR, "
             "sha256 VARCHAR, etag VARCHAR, last_modified VARCHAR, error_class VARCHAR);"
-            "CREATE VIEW manifest_rows AS SELECT *, starts_with(lower(source), 'http') AS web FROM manifest;"
+            "CREATE VIEW manifest_rows AS SELECT *, 7::UBIGINT AS described, starts_with(lower(source), 'http') AS web "
+            "FROM manifest;"
             "CREATE TABLE superseded (row_id VARCHAR); CREATE TABLE problems (row_no BIGINT);"
-            "CREATE TABLE held (row_id VARCHAR, attempt BIGINT, position INTEGER, stale BOOLEAN)"
+            "CREATE TABLE held (row_id VARCHAR, attempt BIGINT, position INTEGER, described UBIGINT)"
         )
 
     def put(self, row: dict[str, Any], known: dict[str, Any] | None, run_no: int = 2, **settings: Any) -> None:
@@ -146,7 +147,7 @@ def test_whether_a_chunk_holds_the_row(
 ) -> None:
     """A row is held if a chunk that is not stale has it for an attempt that the ledger does not have."""
     for attempt, stale in attempts:
-        planning.con.execute("INSERT INTO held VALUES ('1', ?, 0, ?)", [attempt, stale])
+        planning.con.execute("INSERT INTO held VALUES ('1', ?, 0, ?)", [attempt, 8 if stale else 7])
     planning.put({}, known)
     assert [found["held"] for found in planning.facts()] == [held]
 
