@@ -87,7 +87,16 @@ from ferry.core.records import (
     TransferResult,
     class_problem,
 )
-from ferry.core.redaction import SECRET_PARAMETER, escaped, holds_secret, in_any_case, redact, redact_id, short
+from ferry.core.redaction import (
+    SECRET_PARAMETER,
+    escaped,
+    holds_secret,
+    in_any_case,
+    redact,
+    redact_id,
+    redact_ids,
+    short,
+)
 from ferry.core.retry import ATTEMPTS, PERMANENT_STATUSES, RETRYABLE_STATUSES, Tries, backoff_s, worth_another_try
 from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, head_matches, how_to_revalidate
 from ferry.core.streamed_body import StreamedBody, begin_stream, must_stream
@@ -200,6 +209,7 @@ __all__ = [
     "process_start",
     "redact",
     "redact_id",
+    "redact_ids",
     "scheme_of",
     "short",
     "size",

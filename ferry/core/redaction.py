@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 # Nearly all URLs: without user info, and without a password in place of the port.
 _PLAIN = re.compile(r"https?://[^/\\@:\[\s\ufe6b\uff00-\uffef]+(?::[0-9]*)?(?:/[^@]*)?")
@@ -70,6 +71,14 @@ def redact_id(text: str) -> str:
     if "://" in text or _ADDRESS.match(text) or ("=" in text and _SECRET.search(text)):
         return redact(text)
     return text
+
+
+def redact_ids(texts: Sequence[str | None]) -> list[str | None]:
+    """Return many IDs as :func:`redact_id` does; if none has a sign of an address or a parameter, as they are."""
+    joined = "\n".join(filter(None, texts))
+    if not any(mark in joined for mark in (":", "//", "\\", "=")):
+        return list(texts)
+    return [text and redact_id(text) for text in texts]
 
 
 def holds_secret(address: str) -> str:

@@ -25,7 +25,10 @@ SOURCE_FIELDS = frozenset({"source.name", "source.stem", "source.ext", "source.p
 
 _DEFERRED_MARK = re.compile(r"\{\{|\}\}|\{sha256\}|\{ext\}")
 _PLAIN_KEY = re.compile(r"(?:[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)(?:/[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)*")
+_PLAIN_CHARS = 250  # of prefix and key, so that no limit on bytes is met
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# In plain keys with a line feed before and after each: one of these is where _PLAIN_KEY does not match.
+_NEVER_IN_PLAIN = ("\n/", "\n.", "//", "/.", "/\n", "\n\n")
 
 
 class MissingValue(Exception):
@@ -288,13 +291,26 @@ def join_key(prefix: str, key: str) -> str:
     return f"{prefix.rstrip('/')}/{key.lstrip('/')}" if prefix.strip("/") else key.lstrip("/")
 
 
+def are_plain_keys(keys: Sequence[str], prefix: str) -> bool:
+    """Returns whether all keys are plain, which nearly all are: :func:`key_problem` has nothing to say of such keys.
+
+    A few searches in all of them take a tenth of the time of a regular expression for each.
+    """
+    text = "".join(keys)
+    lines = "\n".join(["", *keys, ""])
+    return (
+        text.isascii() and text.isprintable() and len(prefix) + max(map(len, keys)) <= _PLAIN_CHARS
+        and not any(mark in lines for mark in _NEVER_IN_PLAIN)
+    )  # fmt: skip
+
+
 def key_problem(key: str, *, for_directory: bool, prefix: str = "", as_listed: bool = False) -> str | None:
     """Returns why a key is not valid, as a sentence, or None if it is valid.
 
     ``prefix`` is the destination's, since the limit of 1,024 bytes applies to prefix and key together. A key
     ``as_listed`` is that of a bucket's object, and may have empty segments, `.` and `..`: they are no mistake there.
     """
-    if len(key) + len(prefix) <= 250 and key.isascii() and _PLAIN_KEY.fullmatch(key):
+    if len(key) + len(prefix) <= _PLAIN_CHARS and key.isascii() and _PLAIN_KEY.fullmatch(key):
         return None  # the fast path for most keys
     if not key:
         return "the key is empty"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import cast
 
 from ferry.core import ErrorClass
 from ferry.job import Template, decode_path
@@ -43,6 +45,8 @@ class Addresses:
             given = self._from_template(self._url, batch, given, problems)
         sources: list[str | None] = []
         default_keys: list[str | None] = []
+        if plain := _plain_keys(given):
+            return list(given), plain
         for index, text in enumerate(given):
             source, key, why = self._read(text)
             sources.append(source)
@@ -112,6 +116,35 @@ class Addresses:
                 problems.setdefault(index, (_BAD_URL, why.replace("the row", _shown_row(batch, index), 1)))
             out.append(address_)
         return out
+
+
+def _plain_keys(texts: Texts) -> list[str | None]:
+    """Returns the default keys of addresses that all match PLAIN_URL, else an empty list.
+
+    Most lists are such addresses on few hosts, so hosts are matched once, and other characters are looked for at once.
+    """
+    keys: list[str | None] = []
+    try:
+        joined = "".join(cast("Sequence[str]", texts))
+    except TypeError:  # a row has no address
+        return []
+    if not (joined.isascii() and joined.isprintable()) or " " in joined or "#" in joined:
+        return []
+    for text in cast("Sequence[str]", texts):
+        end = text.find("/", 8) + 1  # after the slashes of https://
+        if not _begins_plain(text[:end]):
+            return []
+        path = text[end:]
+        if "?" in path:
+            path = path[: path.index("?")]
+        keys.append(decode_path(path).lstrip("/"))
+    return keys
+
+
+@lru_cache(10_000)
+def _begins_plain(begin: str) -> bool:
+    """Returns whether an address may begin so: scheme, host and a slash."""
+    return begin.endswith("/") and PLAIN_URL.fullmatch(begin) is not None
 
 
 def _shown_row(batch: Batch, index: int) -> str:

@@ -8,15 +8,16 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ferry.core import TIER, ErrorClass, redact, redact_id, short
-from ferry.job import SOURCE_FIELDS, Template, finish_key, key_problem, source_field
+from ferry.core import TIER, ErrorClass, redact, redact_ids, short
+from ferry.job import SOURCE_FIELDS, Template, are_plain_keys, finish_key, key_problem, source_field
 from ferry.manifest.addresses import Addresses, Problems, Texts
 from ferry.manifest.columns import Batch
 
@@ -41,6 +42,15 @@ SCHEMA = pa.schema(
     ],
     metadata={"ferry_schema": "1"},
 )
+# What a batch has: IDs are added when it is written. They are made of texts that two columns may not show.
+_WITHOUT_IDS = pa.schema(
+    [field for field in SCHEMA if field.name != "row_id"]
+    + [pa.field("key_text", pa.string()), pa.field("whole_id", pa.string())]
+)
+_PARTS = ("source", "coalesce(key_text, key)", "coalesce(whole_id, id)")
+_BASE_ROW_IDS = "SELECT sha256(" + " || ".join(
+    f"coalesce(length({part}) || ':' || {part}, '-')" for part in _PARTS
+) + ") AS row_id FROM rows ORDER BY row_no"  # fmt: skip
 _BAD_LINE, _BAD_KEY = ErrorClass.BAD_LINE.value, ErrorClass.BAD_KEY.value
 MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:\s*;[ -~]*)?", re.ASCII)
 _ANY_SHA256 = "0" * 64
@@ -60,7 +70,10 @@ class NormaliseResult:
 
 
 def base_row_id(source: str | None, key: str | None, id_: str | None) -> bytes:
-    """Returns the SHA-256 of (source, key, id). Each has its length in front, so that different tuples differ."""
+    """Returns the SHA-256 of (source, key, id). Each has its length in front, so that different tuples differ.
+
+    _BASE_ROW_IDS computes those of many rows.
+    """
     text = "".join([f"{len(part)}:{part}" if part is not None else "-" for part in (source, key, id_)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
@@ -112,7 +125,7 @@ class Normaliser:
         self.deferred = 0
 
     def columns(self, batch: Batch) -> dict[str, list[object]]:
-        """Returns the batch's columns as in SCHEMA. Each row_id is that of the first such row."""
+        """Returns the batch's columns as in _WITHOUT_IDS."""
         rows = len(batch)
         none: list[str | None] = [None] * rows
         get = {role: values for role, values in batch.values.items() if role not in self._unread}.get
@@ -123,11 +136,11 @@ class Normaliser:
         alternatives = self._addresses.alternatives(batch, sources, default_keys, problems)
         keys = self._keys(batch, sources, default_keys, key_column, problems)
         # A row's identity has the resulting key, not the manifest's text: with another key it is another row.
-        id_keys = (key if key is not None else text for key, text in zip(keys, key_column, strict=True))
+        key_texts = [text if key is None else None for key, text in zip(keys, key_column, strict=True)]
+        shown_ids = redact_ids(ids)  # reports show them
         deferred = self._key_template is not None and self._key_template.late
         out: dict[str, list[object]] = {
             "row_no": list(batch.row_no),
-            "row_id": [base_row_id(*row).hex() for row in zip(sources, id_keys, ids, strict=True)],
             "source": list(sources),
             "key": list(keys),
             "deferred_key": [deferred] * rows,
@@ -137,18 +150,23 @@ class Normaliser:
             "etag": list(get("etag") or none),
             "last_modified": list(get("last_modified") or none),
             "content_type": self._media_types(get("content_type"), rows, problems),
-            "id": [id_ and redact_id(id_) for id_ in ids],  # reports show it
+            "id": list(shown_ids),
             "error_class": list(none),
             "message": list(none),
             "line_no": [None] * rows if batch.line_no is None else list(batch.line_no),
             "alternatives": alternatives,
             "storage_class": list(get(TIER) or none),
+            "key_text": list(key_texts),
+            "whole_id": [None if shown == id_ else id_ for shown, id_ in zip(shown_ids, ids, strict=True)],
         }
         for index, (error_class, message) in problems.items():
             out["error_class"][index], out["message"][index] = error_class, message
             self.problems[error_class] += 1
             if error_class == _BAD_KEY and "://" in (keys[index] or ""):
-                out["key"][index] = redact(keys[index] or "")  # a column of addresses was taken for the key
+                out["key_text"][index], out["key"][index] = (
+                    keys[index],
+                    redact(keys[index] or ""),
+                )  # a column of addresses was taken for the key
         self.deferred += rows if deferred else 0
         return out
 
@@ -173,6 +191,8 @@ class Normaliser:
                     for source, default in zip(sources, default_keys, strict=True)
                 ]
             keys = [key and key.lstrip("/") for key in template.render_many(values, len(batch))]
+        if not deferred and None not in keys and are_plain_keys(cast("list[str]", keys), prefix):
+            return keys
         for index, key in enumerate(keys):
             if key is None:
                 if index not in problems:
@@ -253,12 +273,9 @@ def normalise(
         as_listed=as_listed, unread=unread,
     )  # fmt: skip
     unfinished = out_path.with_name(out_path.name + ".unfinished")
-    rows = 0
     try:
         with _writer(unfinished) as writer:
-            for table in _row_groups(normaliser, batches):
-                writer.write_table(table, row_group_size=ROW_GROUP)
-                rows += table.num_rows
+            rows = _write(con, writer, _row_groups(normaliser, batches))
         unfinished.chmod(0o600)  # it contains sources with their signatures
         duplicates = _number_duplicates(con, unfinished)
         unfinished.replace(out_path)
@@ -276,14 +293,39 @@ def _writer(path: Path) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=few)
 
 
+def _write(con: duckdb.DuckDBPyConnection, writer: pq.ParquetWriter, tables: Iterable[pa.Table]) -> int:
+    """Writes tables with their rows' IDs, and returns the number of rows.
+
+    Digests and compression take as long as the next table in Python, so a thread does them meanwhile.
+    """
+    rows = 0
+    with con.cursor() as own, ThreadPoolExecutor(1) as thread:
+        writing: Future[None] | None = None
+        for table in tables:
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(lambda table: writer.write_table(with_ids(own, table), ROW_GROUP), table)
+            rows += table.num_rows
+        if writing is not None:
+            writing.result()
+    return rows
+
+
+def with_ids(con: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.Table:
+    """Returns rows as in SCHEMA from rows as in _WITHOUT_IDS. Each row_id is that of the first such row."""
+    con.register("rows", table)
+    ids = con.sql(_BASE_ROW_IDS).to_arrow_table().column("row_id")
+    return pa.table([ids if name == "row_id" else table.column(name) for name in SCHEMA.names], SCHEMA)
+
+
 def _row_groups(normaliser: Normaliser, batches: Iterable[Batch]) -> Iterator[pa.Table]:
-    """Yields tables of one row group each."""
+    """Yields tables of one row group each, as in _WITHOUT_IDS."""
     pending: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
         columns = normaliser.columns(batch)
-        arrays = [pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names]
-        pending.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+        arrays = [pa.array(columns[field.name], field.type) for field in _WITHOUT_IDS]
+        pending.append(pa.RecordBatch.from_arrays(arrays, schema=_WITHOUT_IDS))
         count += len(batch)
         while count >= ROW_GROUP:
             table = pa.Table.from_batches(pending)
@@ -294,16 +336,31 @@ def _row_groups(normaliser: Normaliser, batches: Iterable[Batch]) -> Iterator[pa
         yield pa.Table.from_batches(pending)
 
 
-_FIND_DUPLICATES = """
-    CREATE OR REPLACE TEMP TABLE duplicates AS
-    SELECT row_no, row_number() OVER (PARTITION BY row_id ORDER BY row_no) - 1 AS n FROM read_parquet(?) QUALIFY n > 0
-"""
+def find_duplicates(con: duckdb.DuckDBPyConnection, path: Path) -> int:
+    """Fills `duplicates` with the number of each row that has the ID of an earlier one, and returns how many there are.
+
+    IDs that occur twice are found by hashes first: to number all rows takes three times as long.
+    """
+    given = {"path": str(path)}
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE repeated AS "
+        "SELECT hash(row_id) AS hash FROM read_parquet($path) GROUP BY 1 HAVING count(*) > 1",
+        given,
+    )
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE duplicates AS "
+        "SELECT row_no, row_number() OVER (PARTITION BY row_id ORDER BY row_no) - 1 AS n FROM read_parquet($path) r "
+        "SEMI JOIN repeated ON repeated.hash = hash(r.row_id) QUALIFY n > 0",
+        given,
+    )
+    con.execute("DROP TABLE repeated")
+    (count,) = con.execute("SELECT count(*) FROM duplicates").fetchall()[0]
+    return int(count)
 
 
 def _number_duplicates(con: duckdb.DuckDBPyConnection, path: Path) -> int:
     """Gives each duplicate row an ID of its own. Returns their number; if it is 0, the file is not written again."""
-    con.execute(_FIND_DUPLICATES, [str(path)])
-    (count,) = con.execute("SELECT count(*) FROM duplicates").fetchall()[0]
+    count = find_duplicates(con, path)
     if not count:
         return 0
     renumbered = path.with_name(path.name + ".2")
@@ -317,7 +374,7 @@ def _number_duplicates(con: duckdb.DuckDBPyConnection, path: Path) -> int:
     finally:
         renumbered.unlink(missing_ok=True)
         con.execute("DROP TABLE duplicates")
-    return int(count)
+    return count
 
 
 def _with_own_ids(con: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.Table:

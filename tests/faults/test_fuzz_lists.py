@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from ferry.job.columns import Columns
 from ferry.job.model import Job
 from ferry.job.templates import Template, finish_key, key_problem
 from ferry.manifest.addresses import Addresses
-from ferry.manifest.normalize import SCHEMA, Normaliser, _row_groups
+from ferry.manifest.normalize import SCHEMA, Normaliser, _row_groups, with_ids
 from ferry.manifest.open import open_manifest
 from flows.cli.job_file.draft import draft
 from tasks.job_file import load_job
@@ -75,7 +76,7 @@ class Lists:
     """Reads a manifest as the planner does, to normalised rows. Only a UserError may be raised."""
 
     def __init__(self, folder: Path, fuzzer: Fuzzer) -> None:
-        self._folder, self._rng = folder, fuzzer.rng
+        self._folder, self._rng, self._con = folder, fuzzer.rng, duckdb.connect()
         self.rows = 0
         self._secret = SECRET
 
@@ -99,8 +100,9 @@ class Lists:
                 key_template=key, prefix="p", for_directory=for_directory,
             )  # fmt: skip
             for table in _row_groups(normaliser, manifest.batches()):
-                assert table.schema.equals(SCHEMA)
-                for row in table.to_pylist():
+                rows = with_ids(self._con, table)
+                assert rows.schema.equals(SCHEMA)
+                for row in rows.to_pylist():
                     self._check(row, for_directory=for_directory)
         except UserError as error:
             assert self._secret not in str(error)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferry.core.redaction import escaped, redact, redact_id, short
+from ferry.core.redaction import escaped, redact, redact_id, redact_ids, short
 from ferry.manifest.text import excerpt
 from tests.faults.malformed import MALFORMED
 
@@ -83,3 +83,14 @@ def test_ids_are_the_users_own(text: str, shown: str) -> None:
     """An ID is shown unchanged unless it is a URL or contains a credential parameter."""
     assert redact_id(text)[:2] == shown[:2]
     assert len(redact_id(text)) == len(shown)
+
+
+PIECES = st.sampled_from(
+    ["sku", "7", "a@b", "https:", "HTTP:", "//", "/", "\\", "?", "=", "token=", "&sig=1", "\n", " ", "é"]
+)
+
+
+@given(st.lists(st.none() | st.lists(PIECES, max_size=5).map("".join), max_size=4))
+def test_many_ids_are_shown_as_single_ones(texts: list[str | None]) -> None:
+    """Whatever the IDs beside it are, an ID is redacted if it is so alone."""
+    assert redact_ids(texts) == [text and redact_id(text) for text in texts]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferry.core.errors import UserError
-from ferry.job.templates import MissingValue, Template, default_key, finish_key, join_key, key_problem
+from ferry.job.templates import MissingValue, Template, are_plain_keys, default_key, finish_key, join_key, key_problem
 from ferry.storage.directory.directory import walk
 from ferry.storage.directory.files import Folder
 
@@ -241,3 +241,21 @@ def test_needed() -> None:
     """Only fields that a manifest can have are needed columns."""
     assert Template.parse("{sku}/{source.stem}-{md5}.{ext}").needed == {"sku", "md5"}
     assert Template.parse("{sku|lower}/{id:06d}/{source.ext|lower}").needed == {"sku", "id"}
+
+
+PIECES = st.sampled_from(["a", "b.jpg", "/", ".", "..", "\n", "\x7f", "\x1f", " ", "é", "\\", "x" * 120])
+
+
+@given(st.lists(st.lists(PIECES, max_size=4).map("".join), min_size=1, max_size=3), st.sampled_from(["", "p" * 100]))
+def test_many_keys_are_plain_if_each_one_is(keys: list[str], prefix: str) -> None:
+    """Keys that are plain together have no problem, and keys are plain together if each one is plain alone."""
+    together = are_plain_keys(keys, prefix)
+    assert together == all(are_plain_keys([key], prefix) for key in keys)
+    for key in keys if together else ():
+        for directory in (False, True):
+            assert key_problem(key, for_directory=directory, prefix=prefix) is None
+
+
+def test_most_keys_are_plain() -> None:
+    assert are_plain_keys(["a.jpg", "2024/05/a b-1.jpg", "x" * 250], "")
+    assert not are_plain_keys(["a.jpg", "x" * 251], "")

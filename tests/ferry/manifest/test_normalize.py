@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ferry.core.errors import UserError
 from ferry.job.columns import Columns
@@ -20,15 +24,17 @@ from ferry.job.templates import Template
 from ferry.manifest.addresses import Addresses
 from ferry.manifest.columns import Batch, more_source
 from ferry.manifest.normalize import (
-    _FIND_DUPLICATES,
+    _WITHOUT_IDS,
     ROW_GROUP,
     SCHEMA,
     Normaliser,
     base_row_id,
+    find_duplicates,
     normalise,
     read_digest,
     read_size,
     row_id,
+    with_ids,
 )
 from ferry.manifest.open import open_manifest
 from ferry.manifest.sources import SIGNED, is_bare_address, key_or_problem
@@ -363,6 +369,28 @@ def test_bad_lines_stay(tmp_path: Path) -> None:
     assert (row["error_class"], row["message"], row["source"]) == ("bad_line", "line 2: longer than 1 MiB", None)
 
 
+ADDRESS = st.lists(
+    st.sampled_from(
+        ["http", "https", "HTTPS", "://", "a.example", "b-c.example", ":80", "u@", "/", "//", "x.jpg", "%41", "%2F", "?q=1/2",
+         "?", "#f", " ", "\n", "\t", "é", "\\", '"', "-"]
+    ),
+    max_size=7,
+).map("".join) | st.just(URL)  # fmt: skip
+
+
+@given(st.lists(ADDRESS | st.none(), min_size=1, max_size=3))
+def test_addresses_do_not_depend_on_those_beside_them(texts: list[str | None]) -> None:
+    """Addresses that are read together give the sources, keys and problems of each read alone, and with an odd one."""
+
+    def read(*texts: str | None) -> list[tuple[str | None, str | None, bool]]:
+        problems: dict[int, tuple[str, str]] = {}
+        batch = Batch(range(1, len(texts) + 1), None, {"source": list(texts)})
+        sources, keys = Addresses(None, [], bare_hosts=False).sources(batch, problems)
+        return [(source, key, at in problems) for at, (source, key) in enumerate(zip(sources, keys, strict=True))]
+
+    assert read(*texts) == [line for text in texts for line in read(text)] == read(*texts, "no address")[:-1]
+
+
 def test_row_ids() -> None:
     """IDs differ if parts begin or end elsewhere, and if a part is empty or missing."""
     tuples = [
@@ -379,6 +407,28 @@ def test_row_ids() -> None:
     # Pinned: ledgers fold by these IDs, so they may never change.
     assert row_id(base_row_id("a", "b", "c"), 0) == "321cf3124838eafcf3df515fc440c7452def249dc89643bb5fb8e1bc260b2191"
     assert row_id(base_row_id("a", None, "c"), 2) == "93fe8a27a681ca14e58c021ec56ac3398b23a325d944911e5ba18e659118dcc9"
+
+
+def test_ids_of_many_rows() -> None:
+    """IDs that are made of whole columns are those of single rows, whatever the texts are."""
+    texts = ["a.jpg", "", "é", "e\u0301", "\U0001f926\U0001f3fc\u200d\u2642\ufe0f", "a\0b", "1:a", "x" * 300, None]
+    rows = list(itertools.product(texts, repeat=3))
+    columns: dict[str, list[object]] = {name: [None] * len(rows) for name in _WITHOUT_IDS.names}
+    columns |= {"row_no": [*range(len(rows))], "deferred_key": [False] * len(rows)}
+    columns |= dict(zip(("source", "key", "id"), map(list, zip(*rows, strict=True)), strict=True))
+    found = with_ids(duckdb.connect(), pa.table(columns, _WITHOUT_IDS))
+    assert found.column("row_id").to_pylist() == [base_row_id(*row).hex() for row in rows]
+    assert found.schema.equals(SCHEMA)
+
+
+def test_ids_are_made_of_what_reports_do_not_show(tmp_path: Path) -> None:
+    """A row's ID has its whole text, even where the columns have a part: an ID with a signature, an invalid key."""
+    signed, no_key = "https://a.example/1?token=secret", "https://user:word@a.example/k"
+    rows = rows_of(tmp_path, {"source": [URL, URL, None], "key": [None, no_key, "k"], "id": [signed, "2", "3"]})
+    wanted = [(URL, "x/y.jpg", signed), (URL, no_key, "2"), (None, "k", "3")]
+    assert [row["row_id"] for row in rows] == [base_row_id(*parts).hex() for parts in wanted]
+    assert "secret" not in str(rows)
+    assert "word" not in str(rows)
 
 
 @pytest.mark.slow
@@ -422,7 +472,7 @@ def test_numbering_spills(tmp_path: Path) -> None:
         f"COPY (SELECT n + 1 AS row_no, sha256((n % {rows // 2})::VARCHAR) AS row_id FROM range({rows}) numbers(n)) "
         f"TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
     )
-    con.execute(_FIND_DUPLICATES, [str(path)])
+    assert find_duplicates(con, path) == rows // 2
     found = con.execute("SELECT count(*), min(row_no), max(row_no), min(n), max(n) FROM duplicates").fetchall()
     assert found == [(rows // 2, rows // 2 + 1, rows, 1, 1)]
 
