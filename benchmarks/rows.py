@@ -50,11 +50,11 @@ def write_list(path: Path, rows: int, version: str) -> None:
     )
 
 
-def make_job(folder: Path, mode: str) -> Job:
+def make_job(folder: Path, mode: str, *, to_directory: bool = False) -> Job:
     there = folder / "there"
     there.mkdir(exist_ok=True)
     values = {"name": "rows", "manifest": str(folder / "list.parquet"), "mode": mode, "on_existing": "overwrite"}
-    return Job.model_validate({**values, "destination": {"uri": f"file://{there}/"}})
+    return Job.model_validate({**values, "destination": {"uri": f"file://{there}/" if to_directory else "s3://rows/"}})
 
 
 def status(root: Path) -> int:
@@ -130,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, help="keep list and state there (default: a temporary directory)")
+    parser.add_argument("--to-directory", action="store_true", help="plan for a directory instead of a bucket")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ferry-rows-") as name:
         folder = given.folder or Path(name)
@@ -137,7 +138,7 @@ def main() -> None:
         state = DirectoryState(folder / "state")
         print(f"{given.rows:,} rows\n\n| step | time | memory | spool |\n|---|---:|---:|---:|", flush=True)
         for run_no, night, mode, version in ((1, "first", "full", "'1'"), (3, "delta", "delta", CHANGED)):
-            job = make_job(folder, mode)
+            job = make_job(folder, mode, to_directory=given.to_directory)
             write_list(folder / "list.parquet", given.rows, version)
             planned = measure(f"{night} plan", state.spool_dir, plan, job, state.root, run_no)
             settle(job, state, planned.answer, run_no, version)
