@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ferry.core.records import AGAIN, Again, ErrorClass, Status
+
+MARKS = 50  # moments in a window from which a rate may be counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Snapshot:
     failed: int
     bytes: int
     elapsed_s: float
-    rate: float  # rows per second, over the last few seconds
+    rate: float  # rows per second, over the last seconds
     bytes_rate: float
     left_s: float | None  # estimated seconds left; None while paused or without a rate
     statuses: dict[str, int]
@@ -34,6 +36,7 @@ class Progress:
     """The counters of one run, which any thread may read."""
 
     def __init__(self) -> None:
+        self.window_s = 5.0  # of the rates; longer where outcomes come in bursts, as from other machines
         self._lock = threading.Lock()
         self.todo = 0
         self._bytes = 0
@@ -46,7 +49,7 @@ class Progress:
         self._started = time.monotonic()
         self._first: float | None = None
         self._last = 0.0
-        self._marks: list[tuple[float, int, int]] = []
+        self._marks: deque[tuple[float, int, int]] = deque()  # times, with the rows and bytes until then
         self._paused_at: float | None = None
         self.still = self.silent = ""
         self._paused_s = 0.0  # between the first outcome and the last
@@ -116,6 +119,7 @@ class Progress:
             seconds = 0.0 if before is None else now - before
             if self._first is not None:
                 self._paused_s += seconds
+                self._marks = deque([(now, self._statuses.total(), self._bytes)])
             return seconds
 
     @property
@@ -133,14 +137,17 @@ class Progress:
         """Seconds between the first outcome and the last, without pauses."""
         return max(0.0, self._last - self._first - self._paused_s) if self._first is not None else 0.0
 
-    def snapshot(self, window_s: float = 5.0) -> Snapshot:
-        """Return the counters now. The rates are averages over the last ``window_s`` seconds."""
+    def snapshot(self) -> Snapshot:
+        """Return the counters now. The rates are averages over the last ``window_s``, or since the snapshot before."""
         now = time.monotonic()
         with self._lock:
-            done = sum(self._statuses.values())
-            self._marks = [mark for mark in self._marks if mark[0] >= now - window_s][-200:]
-            since, before, bytes_before = self._marks[0] if self._marks else (self._first or now, 0, 0)
-            self._marks.append((now, done, self._bytes))
+            done = self._statuses.total()
+            marks = self._marks
+            while len(marks) > 1 and marks[1][0] <= now - self.window_s:
+                marks.popleft()
+            since, before, bytes_before = marks[0] if marks else (self._first or now, 0, 0)
+            if not marks or now - marks[-1][0] >= self.window_s / MARKS:
+                marks.append((now, done, self._bytes))
             span = now - since
             rate = max(0.0, done - before) / span if span > 0.2 else 0.0  # negative when a further pass has begun
             left = self.todo - done

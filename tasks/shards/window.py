@@ -32,6 +32,7 @@ from tasks.shards.files import End, Settings, ShardFiles, ShardPlan, SharedOrder
 from tasks.shards.handle import Shard, ShardHandle
 
 TICK_S = 0.5  # between two checks for a stop or a pause
+BEATS_IN_A_RATE = 6  # a rate that is shown: a beat has the rows of some seconds, and comes late from a busy state
 
 
 class Shards:
@@ -94,6 +95,7 @@ class Shards:
                 f"machines: {self._run.job.machines}, but the lowest `concurrency` limit is {most}: {most} machines "
                 "work at a time. Raise it in the job, or with `ferry limits`"
             )
+        self._run.runtime.progress.window_s = BEATS_IN_A_RATE * self._settings.look_s
         self._thread.start()
 
     def close(self) -> None:
