@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,11 +10,14 @@ from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prefect.client.schemas.objects import State as PrefectState
+from prefect.states import Completed, Running
 
 from ferry.core.errors import Fatal, MachineFatal, Stopped, UserError, disk_error
 from ferry.core.progress import Progress
@@ -21,11 +25,13 @@ from ferry.state import ChunkRef, lease
 from ferry.state.bucket import open_state
 from ferry.state.files import DirectoryState, State
 from flows.cli.local_run import refuse_unreachable_server
+from tasks import prefect_api
 from tasks.shards import files as shard_files
+from tasks.shards import prefect_runs
 from tasks.shards.cut import cut
 from tasks.shards.files import End, Settings, ShardFiles, ShardPlan, SharedOrders, code_digest, read_settings
 from tasks.shards.handle import Shard, ShardHandle
-from tasks.shards.member import Member
+from tasks.shards.member import OVER, Member
 from tasks.shards.prefect_runs import check_clock, choose
 from tasks.workers.messages import Beat, Orders, describe_error, error_of
 from tests.servers.odd_s3 import Fault, OddS3
@@ -317,3 +323,159 @@ def test_clocks_that_are_near_enough() -> None:
     check_clock(prefect_at(("Date", format_datetime(datetime.now(UTC) - timedelta(minutes=4), usegmt=True))))
     check_clock(prefect_at())
     check_clock(prefect_at(("Date", "soon")))
+
+
+def a_run(errors: list[Any] | None = None) -> Any:
+    """What a member uses of the run in its process; it has `stopped` and `waits`."""
+    made: Any = SimpleNamespace(
+        errors=errors or [], returned=["a"], cached=0, incomplete={}, task_runs={}, needs_repair=False,
+        chunk_problems=[], stopped=[], waits=[], pool=SimpleNamespace(workers=[], elsewhere=lambda: 0),
+    )  # fmt: skip
+    made.stop = made.stopped.append
+    made.runtime = SimpleNamespace(request_stop=made.stopped.append, pause=made.waits.append)
+    return made
+
+
+def test_an_attempt_that_is_over_stops_its_run(
+    state: State, files: ShardFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its next look, once the orders name another attempt; it says nothing more, since another process may now."""
+    monkeypatch.setattr(Beat, "of", lambda *_: Beat())
+    with lease.hold_lease(state, "run") as held:
+        order(files)
+        member, run = join(state, held.token), a_run()
+        with member.serving(lambda: ""):
+            member.attach(run)
+            assert run.stopped == []
+            files.write_orders(SharedOrders(Orders(), {"1": 2}, {}))
+            member.seen.look()
+            member.attach(run)
+            before = files.read_beat(1, 1)[0] if "1-1.beat" in files.names() else 0
+        assert run.stopped[:1] == [OVER]
+        assert before == (files.read_beat(1, 1)[0] if "1-1.beat" in files.names() else 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "counted", "waits"),
+    [({}, {}, False), ({"requests_per_s": 5}, {}, True), ({"requests_per_s": 5}, {"1": 1}, False)],
+)
+def test_a_shard_waits_for_its_part(
+    limits: dict[str, Any], counted: dict[str, int], waits: bool, state: State, files: ShardFiles
+) -> None:
+    """Until the run has counted its process, the others use the limits whole; without limits it begins at once."""
+    with lease.hold_lease(state, "run") as held:
+        given = make_job(limits=limits).limits.model_dump(mode="json")
+        files.write_orders(SharedOrders(Orders(2, limits=given), {"1": 1}, counted))
+        run = a_run()
+        join(state, held.token).attach(run)
+        assert run.waits == [waits]
+
+
+@pytest.mark.parametrize(
+    ("errors", "raised", "left", "stop", "kind"),
+    [
+        ([], None, "", "", "done"),
+        ([], None, "was to leave", "", "left"),
+        ([], None, "was to leave", "interrupted", "done"),  # the run is to end, not this process alone
+        ([Fatal("no bucket")], None, "", "", "job"),
+        ([MachineFatal("disk full")], None, "", "", "machine"),
+        ([], OSError("a bug"), "", "", "machine"),
+    ],
+)
+def test_how_an_attempt_says_that_it_ended(
+    errors: list[Any], raised: Exception | None, left: str, stop: str, kind: str, files: ShardFiles, state: State,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The table of End: what the run makes of it depends on the kind."""
+    monkeypatch.setattr(Beat, "of", lambda *_: Beat())
+    with lease.hold_lease(state, "run") as held:
+        order(files)
+        member = join(state, held.token)
+        with contextlib.suppress(OSError), member.serving(lambda: left):
+            member.attach(a_run(errors))
+            order(files, stop=stop)
+            member.seen.look()
+            if raised:
+                raise raised
+        end = files.read_beat(1, 1)[2]
+        assert end is not None
+        assert (end.kind, end.returned) == (kind, ["a"])
+
+
+@pytest.mark.parametrize(("raised", "kind"), [(UserError("no credentials"), "refused"), (Fatal("disk"), "machine")])
+def test_a_machine_that_cannot_open_a_shard(raised: Exception, kind: str, state: State, files: ShardFiles) -> None:
+    """What the user can mend on that machine is no crash of it."""
+    with lease.hold_lease(state, "run") as held:
+        order(files)
+        with contextlib.suppress(UserError, Fatal), join(state, held.token).serving(lambda: ""):
+            raise raised
+        end = files.read_beat(1, 1)[2]
+        assert end is not None
+        assert (end.kind, end.message) == (kind, str(raised))
+
+
+def test_damaged_beats_are_silence(state: State, files: ShardFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes on, and gives the shard to another process if no good beat comes; what has ended runs nothing."""
+    now = 100.0
+    monkeypatch.setattr("tasks.shards.handle.time.monotonic", lambda: now)
+    made, progress = handle(state, files)
+    progress.start(50)
+    files.claim(1, 1)
+    state.write("shards/000007/1-1.beat", b"{")
+    made.look(files, files.names())
+    now = 103.0
+    assert made.look(files, files.names()) == 3.0
+    files.write_beat(1, 1, 1, Beat(processes=2), End("done"))
+    made.look(files, files.names())
+    assert made.processes == 0
+
+
+def test_a_run_keeps_its_own_files(files: ShardFiles) -> None:
+    """Tidying up after earlier runs leaves the claims of this one: without them a second process had an attempt."""
+    files.claim(1, 1)
+    files.delete_earlier()
+    assert not files.claim(1, 1)
+
+
+def test_a_shard_is_due_at_once_for_a_clock_that_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By as much as check_clock allows; and the key makes a repeated submission the same flow run."""
+    asked: dict[str, Any] = {}
+    made = uuid4()
+
+    def run_deployment(deployment: UUID, **given: Any) -> Any:
+        asked.update(given)
+        return SimpleNamespace(id=made)
+
+    monkeypatch.setattr(prefect_runs, "run_deployment", run_deployment)
+    assert prefect_runs.submit(uuid4(), {}, "shop #7 shard 1", "token-1-1") == made
+    assert datetime.now(UTC) - asked["scheduled_time"] >= prefect_runs.CLOCKS_APART
+    assert (asked["idempotency_key"], asked["timeout"]) == ("token-1-1", 0)
+
+
+@pytest.mark.parametrize(
+    ("starts", "holder", "parents"), [(1, False, []), (2, False, ["own"]), (1, True, ["other"]), (2, True, ["both"])]
+)
+def test_shards_of_a_run_that_died(
+    starts: int, holder: bool, parents: list[str], state: State, files: ShardFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that live are ended at Prefect, and a run that took a lease over waits for them to look at it."""
+    own, other, ended, slept = uuid4(), uuid4(), [], []  # type: ignore[var-annotated]
+    monkeypatch.setattr("tasks.shards.prefect_runs.time.sleep", slept.append)
+    monkeypatch.setattr(prefect_runs, "end", lambda client, run, state: ended.append(run))
+    states: list[PrefectState[Any]] = [Running(), Completed()]
+    live, over = (SimpleNamespace(id=uuid4(), state=one) for one in states)
+    asked: set[UUID] = set()
+
+    def read(flow_run_filter: Any) -> list[Any]:
+        asked.update(flow_run_filter.parent_flow_run_id.any_)
+        return [live, over]
+
+    client = SimpleNamespace(read_flow_runs=read)
+    monkeypatch.setattr(prefect_api, "best_effort", lambda *_: contextlib.nullcontext(client))
+    files.claim(1, 1)
+    took_over: Any = SimpleNamespace(flow_run=str(other)) if holder else None
+    prefect_runs.end_orphans(own, starts, took_over, state, lambda _: None)
+    known = {"own": {own}, "other": {other}, "both": {own, other}}
+    assert asked == set().union(*(known[name] for name in parents))
+    assert ended == [live.id] * len(asked)
+    assert slept == ([Settings().look_s + 1.0] if holder else [])
