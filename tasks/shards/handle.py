@@ -26,6 +26,7 @@ class Shard:
     crashes: int = 0  # without a newly recorded row in between
     recorded: int = 0  # rows in this run, at the last crash
     not_before: float = 0.0  # by the monotonic clock: the process of the attempt before has to look first
+    is_doubtful: bool = False  # the attempt's submission failed, but Prefect may have it, and a worker begin it
 
     def count_crash(self, recorded: int) -> None:
         """Count a crash of a process, with which the shard has ``recorded`` rows of this run."""

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.states import Cancelled, Crashed
 
-from ferry.core import Fatal, FerryError
+from ferry.core import Damaged, Fatal, FerryError
 from ferry.ratelimit import most_processes
 from ferry.state import ChunkRef, Recorded, impatient, recorded_of
 from tasks import prefect_api, work_pools
@@ -68,15 +68,22 @@ class Shards:
         """Returns the chunks of the next shard, or of one that no process has begun for a while."""
         now = time.monotonic()
         with self._lock:
-            if self._queue and self._queue[0].not_before <= now:
-                return self._own(self._queue.popleft())
+            for shard in [shard for shard in self._queue if shard.not_before <= now]:
+                if not shard.is_doubtful or self._claim(shard):
+                    self._queue.remove(shard)
+                    return self._own(shard)
             for handle in [handle for handle in self._active if self._is_late(handle, now)]:
-                with contextlib.suppress(FerryError):
-                    if self._files.claim(handle.shard.number, handle.attempt):
-                        state: State[Any] = Cancelled(message="no worker had begun this shard; the run transfers it")
-                        self._drop(handle, state)
-                        return self._own(handle.shard)
+                if self._claim(handle.shard):
+                    state: State[Any] = Cancelled(message="no worker had begun this shard; the run transfers it")
+                    self._drop(handle, state)
+                    return self._own(handle.shard)
         return ()
+
+    def _claim(self, shard: Shard) -> bool:
+        """Take an attempt for the run itself, and return whether no worker has begun it. A state may not answer now."""
+        with contextlib.suppress(FerryError):
+            return self._files.claim(shard.number, shard.attempt)
+        return False
 
     def _is_late(self, handle: ShardHandle, now: float) -> bool:
         return not handle.is_claimed and now - handle.submitted_at >= self._settings.unclaimed_s
@@ -153,6 +160,8 @@ class Shards:
                 with self._lock:
                     if handle in self._active:  # and the main thread has not taken it meanwhile
                         self._look_at(handle, silent_s, runs.get(handle.flow_run))
+        except Damaged:  # a file with outcomes: no later look would read it either
+            raise
         except FerryError as error:  # the state does not answer this process: it cannot judge others by their silence
             self._warn_once("follow", f"the shards cannot be followed at the moment: {error}")
             for handle in list(self._active):
@@ -230,6 +239,7 @@ class Shards:
             shard.count_crash(len(recorded))
         with self._lock:
             shard.attempt += 1
+            shard.is_doubtful = False
             self._attempts[str(shard.number)] = shard.attempt
             shard.not_before = time.monotonic() + (self._settings.look_s if handle.is_claimed else 0.0)
             self._queue.appendleft(shard)
@@ -279,12 +289,12 @@ class Shards:
     def _fill(self) -> None:
         """Submit shards while there are fewer attempts than other machines, and each process gets a permit."""
         others = self._most_machines() - 1
-        flow_run: UUID | None = None
         while len(self._active) < others and self._refusals < self._settings.most_refusals:
             with self._lock:
                 if not self._queue or self._run.runtime.stopping or self._run.runtime.paused:
                     return
                 shard, self._submitting = self._queue.popleft(), True
+            flow_run: UUID | None = None
             try:
                 flow_run = self._submit(shard)
             finally:
@@ -320,8 +330,10 @@ class Shards:
             name = f"{run.job.name} #{run.run_no} shard {shard.number}"
             flow_run = prefect_runs.submit(self._deployment.id, parameters, name, key)
         except (FerryError, *prefect_api.API_ERRORS) as error:
+            shard.is_doubtful = True
             self._warn_once("submit", f"shard {shard.number} could not be submitted; the run tries again: {error}")
             return None
+        shard.is_doubtful = False
         self._warned.discard("submit")
         self._log.info("shard %d: submitted, attempt %d, %d chunks", shard.number, shard.attempt, len(shard.refs))
         return flow_run

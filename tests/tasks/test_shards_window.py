@@ -13,11 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Crashed, Running
 
-from ferry.core import Fatal, FerryError
+from ferry.core import Damaged, Fatal, FerryError
 from ferry.state import ChunkRef
 from ferry.state.files import DirectoryState
 from tasks import prefect_api, work_pools
@@ -237,6 +238,7 @@ def test_each_machine_needs_a_permit(limits: dict[str, Any], shards: int, site: 
     """No more machines than the lowest limit of concurrency has permits; this run's own machine is one of them."""
     site.run.job, site.limits = site.job.model_copy(update={"machines": 3}), limits
     with site.share(*(ref(number) for number in range(6))):
+        assert soon(lambda: len(site.submitted) >= shards)
         soon(lambda: len(site.submitted) > shards, 0.2)
         assert len(site.submitted) == shards
 
@@ -258,3 +260,50 @@ def test_the_orders_say_whom_they_count(site: Site) -> None:
         site.files.claim(1, 1)
         site.files.write_beat(1, 1, 1, Beat(processes=2))
         assert soon(lambda: (found := site.files.read_orders()) and found.counted == {"1": 2})
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_the_answer_to_a_submission_is_lost(began: bool, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect may have the shard: the run takes it only if no worker has begun it, and no worker begins it then."""
+    asked: list[dict[str, Any]] = []
+
+    def submit(deployment: UUID, parameters: dict[str, Any], name: str, key: str) -> UUID:
+        if began and not asked:
+            assert site.files.claim(1, 1)
+        asked.append(parameters)
+        raise httpx.ReadTimeout("no answer")
+
+    monkeypatch.setattr(prefect_runs, "submit", submit)
+    with site.share(ref(1), ref(2), look_s=5.0) as (_, shards):
+        assert soon(lambda: asked)
+        taken = iter(lambda: list(shards.take()), None)
+        assert next(filter(None, taken)) == [ref(2) if began else ref(1)]
+        assert not site.files.claim(1, 1)
+
+
+def test_a_submission_that_is_repeated(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a lost answer the run asks again for the same attempt, and follows the worker that has begun it."""
+    answers = iter([httpx.ReadTimeout("no answer")])
+
+    def submit(*given: Any) -> UUID:
+        for error in answers:
+            assert site.files.claim(1, 1)
+            raise error
+        return site._submit(*given)
+
+    monkeypatch.setattr(prefect_runs, "submit", submit)
+    with site.share(ref(1), ref(2)) as (_, shards):
+        assert soon(lambda: [one for one in site.run.pool.machines if one.is_claimed])
+        assert (site.submitted, shards.take()) == ([(1, 1)], [ref(2)])
+
+
+def test_outcomes_that_cannot_be_read(site: Site) -> None:
+    """A damaged file with outcomes of a shard that crashed ends the run, which would wait for it in vain."""
+    site.state.write(f"outcomes/000007-{ref(1).digest[:32]}-1.parquet", b"damaged")
+    with site.share(ref(1), ref(2)):
+        assert soon(lambda: site.submitted)
+        site.files.claim(1, 1)
+        assert soon(lambda: [one for one in site.run.pool.machines if one.is_claimed])
+        site.end_at_prefect(Crashed(message="killed"))
+        assert soon(lambda: site.run.errors)
+    assert isinstance(site.run.errors[0], Damaged)
