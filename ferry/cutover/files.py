@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from ferry.core import UserError, redact
 from ferry.cutover.addresses import create_addresses, create_uncopied
 from ferry.cutover.redirects import TARGETS, LeftOut, Target, make_pairs
 from ferry.job import Job
-from ferry.state import State, failure_cell, folded_ledger, spreadsheet_safe
+from ferry.state import ROWS_AT_ONCE, State, failure_cell, folded_ledger, spreadsheet_safe
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,9 +25,10 @@ FORMATS = (*TABLES, *TARGETS)
 What = Literal["map", "failures"]
 _SHEET_ROWS = 1_048_575
 BATCH_VECTORS = 16  # of DuckDB, 2,048 rows each
+GROUP_ROWS = 65_536  # of a Parquet file
 
 # The address of `columns.source` that the ledger has in redacted form
-_FULL_ADDRESS = "coalesce([each FOR each IN m.alternatives IF redact(each) = l.address][1], l.address)"
+_FULL_ADDRESS = "coalesce([each FOR each IN others IF redact(each) = copied_from][1], copied_from)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +113,10 @@ def _redirects(
 
 def _table(con: duckdb.DuckDBPyConnection, job: Job, what: What, form: str, path: Path, *, full: bool) -> Exported:
     """Writes a table of the map or of the failures."""
-    source, address = ("m.source", _FULL_ADDRESS) if full else ("l.source", "l.address")
     con.execute("SET preserve_insertion_order = true")
     con.create_function("redact", redact, ["VARCHAR"], "VARCHAR")
     if what == "failures":
+        source = "m.source" if full else "l.source"
         con.execute(
             f"""
             CREATE TABLE export AS
@@ -124,60 +125,80 @@ def _table(con: duckdb.DuckDBPyConnection, job: Job, what: What, form: str, path
             FROM latest l JOIN manifest m USING (row_id) WHERE l.status = 'failed' ORDER BY m.row_no
             """
         )
-        return Exported(_write_table(con, path, form, failure_cell), form, {}, ())
-    create_addresses(con, job)
-    shown = "old_url" if full else "redact(old_url)"
-    # A duplicate has the key and digests of the row that it repeats, so that a join on `id` finds both
-    con.execute(
-        f"""
-        CREATE TABLE export AS
-        WITH rows AS (
-            SELECT m.row_no, row_id, m.source AS full_source, m.key AS planned_key, l.id, {source} AS source, l.key,
-                   l.status, l.size, l.content_type, l.md5, l.sha256, l.error_class, {address} AS address
-            FROM latest l JOIN manifest m USING (row_id)
-        ), done AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged')), copies AS (
-            SELECT * EXCLUDE (full_source, planned_key, error_class) FROM done
-            UNION ALL
-            SELECT r.row_no, r.row_id, r.id, r.source, d.key, r.status, d.size, d.content_type, d.md5, d.sha256,
-                   d.address
-            FROM rows r JOIN done d USING (full_source, planned_key) WHERE r.error_class = 'duplicate'
-        ), public AS (
-            SELECT row_id, max_by(old_url, coalesce(old_url = source, false)) AS old_url,
-                   any_value(destination) AS destination, any_value(public_url) AS public_url
-            FROM addresses GROUP BY row_id
-        )
-        SELECT id, source, key, status, size, content_type, md5, sha256, destination, address, {shown} AS old_url,
-               public_url
-        FROM copies JOIN public USING (row_id) ORDER BY row_no
-        """
+        return Exported(_write_table(con, ["FROM export"], path, form, failure_cell), form, {}, ())
+    create_addresses(con, job, ROWS_AT_ONCE)
+    source, address, old = (
+        ("source", _FULL_ADDRESS, "old_url") if full else ("shown_source", "copied_from", "redact(old_url)")
     )
-    rows = _write_table(con, path, form, spreadsheet_safe)
-    ((without_copy,),) = con.execute("SELECT count(*) FROM manifest ANTI JOIN addresses USING (row_id)").fetchall()
+    # A duplicate has the key and digests of the row that it repeats, so that a join on `id` finds both. Of the
+    # addresses of a row, its source is shown.
+    queries = [
+        f"""
+        SELECT id, {source} AS source, key, status, size, content_type, md5, sha256, destination,
+               {address} AS address, {old} AS old_url, public_url
+        FROM (SELECT * FROM addresses WHERE row_no BETWEEN {first} AND {first + ROWS_AT_ONCE - 1}) a
+        QUALIFY row_number() OVER (
+            PARTITION BY row_id, key ORDER BY coalesce(a.old_url = a.source, false) DESC, a.old_url
+        ) = 1 ORDER BY row_no
+        """
+        for first in range(1, 1 + _one(con, "SELECT coalesce(max(row_no), 1) FROM addresses"), ROWS_AT_ONCE)
+    ]
+    rows = _write_table(con, queries, path, form, spreadsheet_safe)
+    without_copy = _one(
+        con, "SELECT count(*) FROM manifest WHERE hash(row_id) NOT IN (SELECT hash(row_id) FROM addresses)"
+    )
     left_out = LeftOut(without_copy=without_copy)
     return Exported(rows, form, {"without_copy": without_copy}, tuple(left_out.sentences()))
 
 
-def _write_table(con: duckdb.DuckDBPyConnection, path: Path, form: str, safe: Callable[[Any], Any]) -> int:
-    """Writes the table `export` to a file and returns its row count; ``safe`` converts the cells of csv and xlsx."""
-    ((rows,),) = con.execute("SELECT count(*) FROM export").fetchall()
+def _write_table(
+    con: duckdb.DuckDBPyConnection, queries: Sequence[str], path: Path, form: str, safe: Callable[[Any], Any]
+) -> int:
+    """Writes the lines of queries with the same columns to a file, and returns their number.
+
+    ``safe`` converts the cells of csv and xlsx.
+    """
     if form == "parquet":
-        quoted = str(path).replace("'", "''")
-        con.execute(f"COPY export TO '{quoted}' (FORMAT parquet, COMPRESSION zstd)")
-        return int(rows)
-    if form == "xlsx" and rows > _SHEET_ROWS:
-        raise UserError(f"{rows:,} rows do not fit into an .xlsx sheet ({_SHEET_ROWS:,} rows); use .csv or .parquet")
-    cursor = con.execute("SELECT * FROM export")
-    if form == "csv":  # in batches: a list may be larger than the memory
-        frame = _safe(cursor.fetch_df_chunk(BATCH_VECTORS), safe)
-        frame.to_csv(path, index=False)
-        while len(frame := _safe(cursor.fetch_df_chunk(BATCH_VECTORS), safe)):
-            frame.to_csv(path, index=False, header=False, mode="a")
-        return int(rows)
-    frame = _safe(cursor.df(), safe)
-    if "recorded_at" in frame.columns:  # Excel has no time zones
-        frame["recorded_at"] = frame["recorded_at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-    frame.to_excel(path, index=False)
-    return int(rows)
+        return _write_parquet(con, queries, path)
+    import pandas as pd
+
+    heading = pd.DataFrame(columns=con.sql(queries[0]).columns)
+    if form == "xlsx":
+        rows = sum(_one(con, f"SELECT count(*) FROM ({query})") for query in queries)
+        if rows > _SHEET_ROWS:
+            raise UserError(
+                f"{rows:,} rows do not fit into an .xlsx sheet ({_SHEET_ROWS:,} rows); use .csv or .parquet"
+            )
+        frame = _safe(pd.concat(list(_frames(con, queries)) or [heading]), safe)
+        if "recorded_at" in frame.columns and rows:  # Excel has no time zones
+            frame["recorded_at"] = frame["recorded_at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+        frame.to_excel(path, index=False)
+        return rows
+    rows = 0
+    heading.to_csv(path, index=False)
+    for frame in _frames(con, queries):
+        _safe(frame, safe).to_csv(path, index=False, header=False, mode="a")
+        rows += len(frame)
+    return rows
+
+
+def _frames(con: duckdb.DuckDBPyConnection, queries: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Yields the lines of queries in batches: a list may be larger than the memory."""
+    for query in queries:
+        cursor = con.execute(query)
+        while len(frame := cursor.fetch_df_chunk(BATCH_VECTORS)):
+            yield frame
+
+
+def _write_parquet(con: duckdb.DuckDBPyConnection, queries: Sequence[str], path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    schema = con.sql(queries[0]).to_arrow_reader().schema
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        return sum(
+            writer.write_batch(batch) or len(batch)
+            for query in queries for batch in con.sql(query).to_arrow_reader(GROUP_ROWS)
+        )  # fmt: skip
 
 
 def _safe(frame: pd.DataFrame, safe: Callable[[Any], Any]) -> pd.DataFrame:
@@ -186,3 +207,8 @@ def _safe(frame: pd.DataFrame, safe: Callable[[Any], Any]) -> pd.DataFrame:
         if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
             frame[name] = frame[name].map(safe, na_action="ignore")
     return frame
+
+
+def _one(con: duckdb.DuckDBPyConnection, sql: str) -> int:
+    ((value,),) = con.execute(sql).fetchall()
+    return int(value)

@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from ferry.core import UserError
 from ferry.planning.contenders import hash_conditions
-from ferry.planning.spooled import Spooled
-from ferry.state import CHUNK_SCHEMA, ChunkRef, State, digest_of, to_bytes, with_schema
+from ferry.state import CHUNK_SCHEMA, ChunkRef, Spooled, State, digest_of, to_bytes, with_schema
 
 if TYPE_CHECKING:
     import duckdb

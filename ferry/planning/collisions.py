@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ferry.core import ErrorClass, Outcome, Reason, Status, UserError, redact, short
 from ferry.planning.contenders import (
     NAMED_BY_DIGEST,
-    ROWS_AT_ONCE,
     find_contenders,
     find_repeated,
     hash_conditions,
 )
-from ferry.state import State, append_outcomes
+from ferry.state import ROWS_AT_ONCE, State, append_outcomes
 from ferry.storage import FoldedName
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ferry.state import ROWS_AT_ONCE
+
 if TYPE_CHECKING:
     import duckdb
 
-ROWS_AT_ONCE = 1_000_000  # of one part of a plan, on average
 HASHES = 4  # that take about as much memory as a row when they are grouped, 60 bytes each
 # objects with one key that contains the digest are equal
 NAMED_BY_DIGEST = "(deferred_key AND contains(replace(key, '{{', ''), '{sha256}'))"

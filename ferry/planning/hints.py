@@ -13,8 +13,7 @@ import pyarrow as pa
 from ferry.core import BUCKET_SCHEMES
 from ferry.job import Checks, Job
 from ferry.planning.chunk_files import grouped
-from ferry.planning.spooled import Spooled
-from ferry.state import HINT_SCHEMA, HINTS, ChunkRef, State, checked_name, to_bytes, with_schema
+from ferry.state import HINT_SCHEMA, HINTS, ChunkRef, Spooled, State, checked_name, to_bytes, with_schema
 
 if TYPE_CHECKING:
     import duckdb

@@ -39,7 +39,6 @@ from ferry.job import Job
 from ferry.manifest import NORMALISED, LoadedManifest, load_manifest
 from ferry.planning import chunk_files, collisions, row_facts
 from ferry.planning.collisions import ProblemCounts
-from ferry.planning.contenders import ROWS_AT_ONCE
 from ferry.planning.earlier import Earlier, read_earlier
 from ferry.planning.existing_objects import (
     are_hints_needed,
@@ -61,6 +60,7 @@ from ferry.state import (
     OLD_LOCATION_FILE,
     PLAN_FILE,
     REPLAN,
+    ROWS_AT_ONCE,
     ChunkRef,
     Plan,
     PlanLocation,

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ferry.planning.chunk_files import DESCRIBED, load_held, position_chunks, read_chunks, refuse_damaged_chunks
-from ferry.planning.spooled import Spooled
-from ferry.state import EVERY_ROW, ChunkRef, OpenLedger, RowRange, State, row_ranges
+from ferry.state import EVERY_ROW, ChunkRef, OpenLedger, RowRange, Spooled, State, row_ranges
 
 if TYPE_CHECKING:
     import duckdb

@@ -21,7 +21,7 @@ from ferry.state.failures import (
     select_failures,
 )
 from ferry.state.files import State
-from ferry.state.id_ranges import EVERY_ROW, RowRange, row_ranges
+from ferry.state.id_ranges import EVERY_ROW, ROWS_AT_ONCE, RowRange, row_ranges
 from ferry.state.lease import (
     LENGTH_S,
     RELEASED,
@@ -101,6 +101,7 @@ from ferry.state.predicted import Predicted, read_predicted, write_predicted
 from ferry.state.queries import failure_cell, folded_ledger, select_wrong, spreadsheet_safe
 from ferry.state.recorded import Recorded, recorded_of
 from ferry.state.run_end import RunEnd, lost_run, read_end, write_end
+from ferry.state.spooled import Spooled
 
 __all__ = [
     "CHUNK_SCHEMA",
@@ -120,6 +121,7 @@ __all__ = [
     "REMEDIES",
     "RENEW_S",
     "REPLAN",
+    "ROWS_AT_ONCE",
     "Borrowed",
     "ChunkRef",
     "Counts",
@@ -139,6 +141,7 @@ __all__ = [
     "RunEnd",
     "Sample",
     "Seen",
+    "Spooled",
     "State",
     "Uploads",
     "append_outcomes",

@@ -18,12 +18,11 @@ from ferry.core.errors import ChunkIncomplete
 from ferry.core.memory_budget import SPOOL_OVER_BYTES
 from ferry.core.records import ErrorClass, Outcome, Reason, Row, Status
 from ferry.job.model import Job
-from ferry.planning.contenders import ROWS_AT_ONCE
 from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.planner import make_plan
 from ferry.planning.rules import Mode
 from ferry.ratelimit import Share
-from ferry.state import lease, ledger, parquet
+from ferry.state import ROWS_AT_ONCE, lease, ledger, parquet
 from ferry.state.counts import Counts, count
 from ferry.state.files import DirectoryState, State
 from ferry.state.plan_file import ChunkRef, Planned

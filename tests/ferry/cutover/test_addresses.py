@@ -32,11 +32,16 @@ def addresses(tmp_path: Path, lines: list[list[str]], header: tuple[str, ...], *
         for row_id, source, key, id_ in rows
     ]
     append_outcomes(state, copied, 1, "c", 0)
+    in_parts, found = (_addresses(state, job, at_once) for at_once in (2, 1_000))
+    assert in_parts == found  # however many rows are joined at once
+    return found
+
+
+def _addresses(state: DirectoryState, job: Job, at_once: int) -> list[dict[str, Any]]:
     with folded_ledger(state) as con:
-        create_addresses(con, job)
-        found: list[dict[str, Any]] = (
-            con.sql("SELECT * FROM addresses ORDER BY row_no, old_url").to_arrow_table().to_pylist()
-        )
+        create_addresses(con, job, at_once)
+        table = con.sql("SELECT * FROM addresses ORDER BY row_no, old_url").to_arrow_table()
+        found: list[dict[str, Any]] = table.to_pylist()
         return found
 
 

@@ -190,6 +190,18 @@ def test_an_export_is_for_the_owner_alone(ending: str, state: DirectoryState, tm
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
+def test_a_map_is_made_in_parts(
+    ending: str, full: bool, state: DirectoryState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map of more rows than are joined at once is the same."""
+    assert export(state, "map", tmp_path / f"whole.{ending}", full=full) == 6
+    monkeypatch.setattr(files, "ROWS_AT_ONCE", 2)
+    assert export(state, "map", tmp_path / f"parts.{ending}", full=full) == 6
+    assert read(tmp_path / f"parts.{ending}") == read(tmp_path / f"whole.{ending}")
+
+
 def test_a_csv_is_written_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row once, in the order of the manifest, under one heading; a size that is missing changes no other batch."""
     monkeypatch.setattr(files, "BATCH_VECTORS", 1)
