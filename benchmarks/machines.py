@@ -184,6 +184,9 @@ def killed(bench: Bench, rows: int) -> float:
     run = Run(bench, rows, 3)
     while run.look() and not run.first:
         pass
+    if not run.first:
+        run.end()
+        raise SystemExit(f"no other machine transferred a row of {run.name}:\n{(run.folder / 'out').read_text()}")
     attempt = next(iter(run.first))
     shard = attempt.partition("-")[0]
     (flow_run,) = [found["id"] for found in run.shards() if found["name"].endswith(f"shard {shard}")]

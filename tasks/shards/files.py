@@ -16,7 +16,7 @@ The process of a shard that holds the claim writes outcomes as every process doe
 | the run, before or after `N.json` | no order that names N | the next run plans from the ledger |
 | the run, between `orders.json` and the submission | an attempt that no process begins | as for the run below |
 | the run, after a submission whose answer was lost | a flow run at Prefect | the same key submits the same flow run |
-| the run, which takes such a shard itself | its claim, if no worker has it | a worker that begins it cannot claim it, and stops |
+| the run, which takes such a shard itself | its claim | a worker that begins it cannot claim it, and stops |
 | a shard, before its claim | a flow run that ends, or none | the run submits the next attempt, or claims this one |
 | a shard, between its claim and its first beat | a claim | the run counts its silence from when it saw the claim |
 | a shard, between two beats | outcomes that no beat has counted | the run counts the shard's outcomes again |
