@@ -227,6 +227,31 @@ def test_a_shard_of_a_run_that_is_over(state: State, files: ShardFiles) -> None:
         join(state, held.token)
 
 
+def test_what_counts_as_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that differs, has another name or is missing, in each of the packages that decide about a row."""
+    monkeypatch.setattr(shard_files, "ROOT", tmp_path)
+    names = [f"{top}/{name}.py" for top in ("ferry", "flows", "tasks") for name in ("a", "deep/b")]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    digest = code_digest.__wrapped__
+    found = {digest()}
+    for path in map(tmp_path.joinpath, names):
+        path.write_text("2")
+        found.add(digest())
+        path.rename(path.with_suffix(".other.py"))
+        found.add(digest())
+        path.with_suffix(".other.py").unlink()
+        found.add(digest())
+        path.write_text("1")
+    assert len(found) == 1 + 3 * len(names)
+    path = tmp_path / "docs" / "c.py"
+    path.parent.mkdir()
+    path.write_text("1")
+    assert digest() in found
+
+
 def test_other_code_is_refused(state: State, files: ShardFiles) -> None:
     """Before the claim, so that another process may take the shard."""
     with lease.hold_lease(state, "run") as held:
