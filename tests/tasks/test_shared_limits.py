@@ -64,7 +64,7 @@ def test_who_divides_the_limits(beats: tuple[int | None, ...], members: int, mon
     assert server.labels[server.own][BEAT] == LEFT
 
 
-@pytest.mark.parametrize(("name", "flow_run"), [(None, str(uuid4())), ("old", "")])
+@pytest.mark.parametrize(("name", "flow_run"), [(None, str(UUID(int=7))), ("old", "")])
 def test_a_run_that_shares_nothing(name: str | None, flow_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without `limits.shared`, or without a run at Prefect, it asks no server and takes its limits whole."""
     monkeypatch.setattr(prefect_api, "polling_client", lambda: pytest.fail("asked"))
