@@ -339,21 +339,17 @@ def _row_groups(normaliser: Normaliser, batches: Iterable[Batch]) -> Iterator[pa
 def find_duplicates(con: duckdb.DuckDBPyConnection, path: Path) -> int:
     """Fills `duplicates` with the number of each row that has the ID of an earlier one, and returns how many there are.
 
-    IDs that occur twice are found by hashes first: to number all rows takes three times as long.
+    Whether any ID occurs twice is told by hashes first: to number all rows takes three times as long.
     """
+    con.execute("CREATE OR REPLACE TEMP TABLE duplicates (row_no BIGINT, n BIGINT)")
     given = {"path": str(path)}
-    con.execute(
-        "CREATE OR REPLACE TEMP TABLE repeated AS "
-        "SELECT hash(row_id) AS hash FROM read_parquet($path) GROUP BY 1 HAVING count(*) > 1",
-        given,
-    )
-    con.execute(
-        "CREATE OR REPLACE TEMP TABLE duplicates AS "
-        "SELECT row_no, row_number() OVER (PARTITION BY row_id ORDER BY row_no) - 1 AS n FROM read_parquet($path) r "
-        "SEMI JOIN repeated ON repeated.hash = hash(r.row_id) QUALIFY n > 0",
-        given,
-    )
-    con.execute("DROP TABLE repeated")
+    repeated = "SELECT 1 FROM read_parquet($path) GROUP BY hash(row_id) HAVING count(*) > 1 LIMIT 1"
+    if con.execute(repeated, given).fetchall():
+        con.execute(
+            "INSERT INTO duplicates SELECT row_no, row_number() OVER (PARTITION BY row_id ORDER BY row_no) - 1 AS n "
+            "FROM read_parquet($path) QUALIFY n > 0",
+            given,
+        )
     (count,) = con.execute("SELECT count(*) FROM duplicates").fetchall()[0]
     return int(count)
 
