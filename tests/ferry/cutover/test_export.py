@@ -199,7 +199,8 @@ def test_a_map_is_made_in_parts(
     assert export(state, "map", tmp_path / f"whole.{ending}", full=full) == 6
     monkeypatch.setattr(files, "ROWS_AT_ONCE", 2)
     assert export(state, "map", tmp_path / f"parts.{ending}", full=full) == 6
-    assert read(tmp_path / f"parts.{ending}") == read(tmp_path / f"whole.{ending}")
+    whole, parts = (list(map(str, read(tmp_path / f"{name}.{ending}"))) for name in ("whole", "parts"))  # NaN != NaN
+    assert parts == whole
 
 
 def test_a_csv_is_written_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
