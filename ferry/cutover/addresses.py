@@ -53,8 +53,8 @@ def create_addresses(con: duckdb.DuckDBPyConnection, job: Job, at_once: int = RO
     | `destination` | the URI of the copy, nothing in it percent-encoded |
     | `public_url` | the address under which visitors get the copy; NULL if that is not known |
 
-    Of more than ``at_once`` rows, `addresses` is in the spool, sorted by row number in several files. Raises UserError
-    if `public_url` gives two keys one address.
+    It is in files in the spool, one for each ``at_once`` rows, each sorted by row number. Raises UserError if
+    `public_url` gives two keys one address.
     """
     roots = sorted(job.roots(), key=len, reverse=True)
 

@@ -299,7 +299,7 @@ def are_plain_keys(keys: Sequence[str], prefix: str) -> bool:
     text = "".join(keys)
     lines = "\n".join(["", *keys, ""])
     return (
-        text.isascii() and text.isprintable() and len(prefix) + max(map(len, keys)) <= _PLAIN_CHARS
+        text.isascii() and text.isprintable() and len(prefix) + max(map(len, keys), default=0) <= _PLAIN_CHARS
         and not any(mark in lines for mark in _NEVER_IN_PLAIN)
     )  # fmt: skip
 

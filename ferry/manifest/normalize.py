@@ -163,10 +163,8 @@ class Normaliser:
             out["error_class"][index], out["message"][index] = error_class, message
             self.problems[error_class] += 1
             if error_class == _BAD_KEY and "://" in (keys[index] or ""):
-                out["key_text"][index], out["key"][index] = (
-                    keys[index],
-                    redact(keys[index] or ""),
-                )  # a column of addresses was taken for the key
+                # a column of addresses was taken for the key
+                out["key_text"][index], out["key"][index] = keys[index], redact(keys[index] or "")
         self.deferred += rows if deferred else 0
         return out
 

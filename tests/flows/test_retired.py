@@ -67,7 +67,7 @@ def test_a_deployment_in_use_stays(kind: StateType) -> None:
 
 @pytest.mark.parametrize(("gone", "answer", "fails"), [(1, False, True), (1, True, False), (0, False, False)])
 def test_the_operator_is_asked(gone: int, answer: bool, fails: bool) -> None:
-    """A no deletes nothing, and where nothing is gone there is no question."""
+    """A no deletes nothing, and if no deployment is gone, nothing is asked."""
     given = {f"migrate/{number}": deployment() for number in range(gone)}
     server: Any = Server(run=SimpleNamespace(deployment_id=None, state_type=StateType.RUNNING))
     if fails:

@@ -431,7 +431,7 @@ def test_how_an_attempt_says_that_it_ended(
 
 @pytest.mark.parametrize(("raised", "kind"), [(UserError("no credentials"), "refused"), (Fatal("disk"), "machine")])
 def test_a_machine_that_cannot_open_a_shard(raised: Exception, kind: str, state: State, files: ShardFiles) -> None:
-    """What the user can mend on that machine is no crash of it."""
+    """What the user can mend on that machine does not count as its crash."""
     with lease.hold_lease(state, "run") as held:
         order(files)
         with contextlib.suppress(UserError, Fatal), join(state, held.token).serving(lambda: ""):

@@ -217,7 +217,7 @@ def test_a_worker_that_comes_just_before_the_run(site: Site) -> None:
 
 
 def test_the_run_waits_for_the_look_of_the_process_before(site: Site) -> None:
-    """A process that only seems dead stops at its next look; until then nobody else may have its rows."""
+    """A process that only seems dead stops at its next look; until then no other process may have its rows."""
     with site.share(ref(1), ref(2), look_s=0.3) as (_, shards):
         assert soon(lambda: site.submitted)
         assert shards.take() == [ref(2)]

@@ -259,3 +259,4 @@ def test_many_keys_are_plain_if_each_one_is(keys: list[str], prefix: str) -> Non
 def test_most_keys_are_plain() -> None:
     assert are_plain_keys(["a.jpg", "2024/05/a b-1.jpg", "x" * 250], "")
     assert not are_plain_keys(["a.jpg", "x" * 251], "")
+    assert are_plain_keys([], "")  # of a batch without rows
