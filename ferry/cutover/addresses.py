@@ -53,8 +53,8 @@ def create_addresses(con: duckdb.DuckDBPyConnection, job: Job, at_once: int = RO
     | `destination` | the URI of the copy, nothing in it percent-encoded |
     | `public_url` | the address under which visitors get the copy; NULL if that is not known |
 
-    It is in files in the spool, one for each ``at_once`` rows, each sorted by row number. Raises UserError if
-    `public_url` gives two keys one address.
+    It is in files beside what ``con`` spills, one for each ``at_once`` rows, each sorted by row number; they are
+    deleted with that temporary directory. Raises UserError if `public_url` gives two keys one address.
     """
     roots = sorted(job.roots(), key=len, reverse=True)
 

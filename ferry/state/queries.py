@@ -15,7 +15,6 @@ from ferry.state import ledger
 from ferry.state.checksums import verified_path
 from ferry.state.files import State
 from ferry.state.plan_file import Plan, read_plan
-from ferry.state.spooled import delete_spooled
 
 if TYPE_CHECKING:
     import duckdb
@@ -60,7 +59,6 @@ def _open_ledger(state: State, spool_dir: Path | None) -> tuple[duckdb.DuckDBPyC
         scratch = spool_dir or Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="ferry-read-")))
         open_files = resources.enter_context(contextlib.ExitStack())
         con = resources.enter_context(ledger.connect(scratch))
-        resources.callback(delete_spooled, con)
         rows = con.from_parquet(ledger.keep_readable(manifest, open_files))
         for name, kind in (("line_no", "BIGINT"), ("alternatives", "VARCHAR[]")):
             if name not in rows.columns:  # of a version that did not keep it

@@ -47,10 +47,3 @@ class Spooled:
     def close(self) -> None:
         """Deletes the files."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def delete_spooled(con: duckdb.DuckDBPyConnection) -> None:
-    """Deletes the files of all relations of a connection."""
-    (scratch,) = con.execute("SELECT current_setting('temp_directory')").fetchall()[0]
-    for folder in Path(scratch).parent.glob(f"{Path(scratch).name}-*"):
-        shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -195,12 +196,15 @@ def test_an_export_is_for_the_owner_alone(ending: str, state: DirectoryState, tm
 def test_a_map_is_made_in_parts(
     ending: str, full: bool, state: DirectoryState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A map of more rows than are joined at once is the same."""
+    """A map of more rows than are joined at once is the same, and leaves nothing behind."""
     assert export(state, "map", tmp_path / f"whole.{ending}", full=full) == 6
     monkeypatch.setattr(files, "ROWS_AT_ONCE", 2)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     assert export(state, "map", tmp_path / f"parts.{ending}", full=full) == 6
     whole, parts = (list(map(str, read(tmp_path / f"{name}.{ending}"))) for name in ("whole", "parts"))  # NaN != NaN
     assert parts == whole
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_a_csv_is_written_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
