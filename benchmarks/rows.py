@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, help="keep list and state there (default: a temporary directory)")
     parser.add_argument("--to-directory", action="store_true", help="plan for a directory instead of a bucket")
+    parser.add_argument("--plans-only", action="store_true", help="end after the folds: for 100 million rows")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ferry-rows-") as name:
         folder = given.folder or Path(name)
@@ -146,11 +147,12 @@ def main() -> None:
             if mode == "full":
                 again = measure("rerun", state.spool_dir, plan, job, state.root, 2)
                 assert not again.answer.todo, again.answer.todo
-        for step, work, given_too in (
+        commands: tuple[tuple[str, Callable[..., Any], tuple[Any, ...]], ...] = (
             ("status", status, ()), ("failures", failures, ()), ("verify --list", verify_list, ()),
             ("export csv", write_export, (job, "csv")), ("export parquet", write_export, (job, "parquet")),
             ("prove", prove, (job,)), ("report", report, (job,)),
-        ):  # fmt: skip
+        )  # fmt: skip
+        for step, work, given_too in commands if not given.plans_only else ():
             measure(step, state.spool_dir, work, state.root, *given_too)
         print(f"\nrows of the delta run: {planned.answer.todo}")
 
