@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import cast
 
-from ferry.core import ErrorClass
+from ferry.core import ErrorClass, is_printable_ascii
 from ferry.job import Template, decode_path
 from ferry.manifest.columns import Batch, more_source
 from ferry.manifest.sources import PLAIN_URL, key_or_problem, normal_roots, repaired, trim
@@ -123,15 +123,29 @@ def _plain_keys(texts: Texts) -> list[str | None]:
 
     Most lists are such addresses on few hosts, so hosts are matched once, and other characters are looked for at once.
     """
-    keys: list[str | None] = []
     try:
         joined = "".join(cast("Sequence[str]", texts))
     except TypeError:  # a row has no address
         return []
-    if not (joined.isascii() and joined.isprintable()) or " " in joined or "#" in joined:
+    if not is_printable_ascii(joined) or " " in joined or "#" in joined:
         return []
-    for text in cast("Sequence[str]", texts):
-        end = text.find("/", 8) + 1  # after the slashes of https://
+    given = cast("Sequence[str]", texts)
+    return list(_keys_of_one_host(given, joined) or _keys_of_hosts(given))
+
+
+def _keys_of_one_host(texts: Sequence[str], joined: str) -> list[str]:
+    """Returns what follows the scheme and host of all addresses, if they are the same and nothing is to be decoded."""
+    begin = joined[: joined.find("/", 8) + 1]  # after the slashes of https://
+    if not _begins_plain(begin) or "?" in joined or "%" in joined or f"{begin}/" in joined:
+        return []
+    keys = [text.removeprefix(begin) for text in texts]
+    return keys if len(joined) - sum(map(len, keys)) == len(begin) * len(keys) else []
+
+
+def _keys_of_hosts(texts: Sequence[str]) -> list[str]:
+    keys = []
+    for text in texts:
+        end = text.find("/", 8) + 1
         if not _begins_plain(text[:end]):
             return []
         path = text[end:]

@@ -48,9 +48,9 @@ _WITHOUT_IDS = pa.schema(
     + [pa.field("key_text", pa.string()), pa.field("whole_id", pa.string())]
 )
 _PARTS = ("source", "coalesce(key_text, key)", "coalesce(whole_id, id)")
-_BASE_ROW_IDS = "SELECT sha256(" + " || ".join(
-    f"coalesce(length({part}) || ':' || {part}, '-')" for part in _PARTS
-) + ") AS row_id FROM rows ORDER BY row_no"  # fmt: skip
+_BASE_ROW_IDS = "SELECT sha256(concat(" + ", ".join(  # which leaves out what is NULL
+    f"coalesce(length({part}) || ':', '-'), {part}" for part in _PARTS
+) + ")) AS row_id FROM rows ORDER BY row_no"  # fmt: skip
 _BAD_LINE, _BAD_KEY = ErrorClass.BAD_LINE.value, ErrorClass.BAD_KEY.value
 MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:\s*;[ -~]*)?", re.ASCII)
 _ANY_SHA256 = "0" * 64
@@ -322,7 +322,7 @@ def _row_groups(normaliser: Normaliser, batches: Iterable[Batch]) -> Iterator[pa
     count = 0
     for batch in batches:
         columns = normaliser.columns(batch)
-        arrays = [pa.array(columns[field.name], field.type) for field in _WITHOUT_IDS]
+        arrays = [_array(columns[field.name], field.type) for field in _WITHOUT_IDS]
         pending.append(pa.RecordBatch.from_arrays(arrays, schema=_WITHOUT_IDS))
         count += len(batch)
         while count >= ROW_GROUP:
@@ -332,6 +332,12 @@ def _row_groups(normaliser: Normaliser, batches: Iterable[Batch]) -> Iterator[pa
             count -= ROW_GROUP
     if pending:
         yield pa.Table.from_batches(pending)
+
+
+def _array(values: list[object], kind: pa.DataType) -> pa.Array:
+    if values and values[0] is None and values.count(None) == len(values):  # as most columns are
+        return pa.nulls(len(values), kind)
+    return pa.array(values, kind)
 
 
 def find_duplicates(con: duckdb.DuckDBPyConnection, path: Path) -> int:
