@@ -36,9 +36,10 @@ def position_chunks(con: duckdb.DuckDBPyConnection, chunks: Sequence[ChunkRef]) 
 def read_chunks(state: State, chunks: Sequence[ChunkRef], at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields queries, with their parameters, for the rows of these chunks, each one for about ``at_once`` of them.
 
-    Each row has its attempt, its chunk's position, and DESCRIBED as it was when the chunk was written.
+    Each row has its attempt, its chunk's position, and DESCRIBED as it was when the chunk was written. A settled chunk
+    has no row that the ledger does not have, and is not read.
     """
-    for part in grouped(chunks, at_once):
+    for part in grouped([chunk for chunk in chunks if not chunk.settled], at_once):
         paths = [str(state.local(chunk.uri)) for chunk in part]
         yield (
             f"""
@@ -94,26 +95,31 @@ def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[Chu
 
 def load_begun(
     con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef], parts: Iterable[object] = (None,)
-) -> None:
+) -> set[int]:
     """Fills `begun`: rows that were removed from the manifest, and whose chunk has an attempt without an outcome.
 
     A killed run may have transferred them, and written their keys. ``parts`` fills `manifest_rows`, `latest` and
-    `held` with one part of the rows after the other.
+    `held` with one part of the rows after the other. Returns the positions of chunks with such an attempt of any row.
     """
     con.execute("CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)")
     con.execute("CREATE OR REPLACE TABLE lost (row_id VARCHAR, position INTEGER)")
-    for _ in parts if chunks else ():
+    positions: set[int] = set()
+    for _ in () if all(chunk.settled for chunk in chunks) else parts:
         con.execute("""
-            INSERT INTO lost SELECT h.row_id, h.position FROM held h ANTI JOIN manifest_rows m USING (row_id)
-            LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt WHERE l.row_id IS NULL
+            CREATE OR REPLACE TABLE without_outcome AS
+            SELECT h.row_id, h.position FROM held h
+            LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt WHERE l.row_id IS NULL;
+            INSERT INTO lost FROM without_outcome ANTI JOIN manifest_rows USING (row_id)
         """)
+        positions |= {at for (at,) in con.execute("SELECT DISTINCT position FROM without_outcome").fetchall()}
     for (position,) in con.execute("SELECT DISTINCT position FROM lost").fetchall():
         con.execute(
             "INSERT INTO begun SELECT c.row_id, c.key, ? FROM read_parquet(?) c "
             "JOIN lost u ON u.row_id = c.row_id AND u.position = ?",
             [chunks[position].run_no, str(state.local(chunks[position].uri)), position],
         )
-    con.execute("DROP TABLE lost")
+    con.execute("DROP TABLE lost; DROP TABLE IF EXISTS without_outcome")
+    return positions
 
 
 def without(kept: Sequence[ChunkRef], new: Sequence[ChunkRef]) -> list[ChunkRef]:

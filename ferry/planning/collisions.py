@@ -278,8 +278,13 @@ def _find_folded_names(
 
 def find_unrecorded(con: duckdb.DuckDBPyConnection) -> None:
     """Adds to `unrecorded` each unusable, duplicate or colliding row that the ledger does not have as such yet."""
+    con.execute(
+        "CREATE TABLE IF NOT EXISTS unrecorded (row_no BIGINT, error_class VARCHAR, message VARCHAR, attempt BIGINT)"
+    )
+    unusable = "SELECT 1 FROM manifest_rows WHERE error_class IS NOT NULL UNION ALL SELECT 1 FROM problems LIMIT 1"
+    if not con.execute(unusable).fetchall():  # the ledger need not be read
+        return
     con.execute("""
-        CREATE TABLE IF NOT EXISTS unrecorded (row_no BIGINT, error_class VARCHAR, message VARCHAR, attempt BIGINT);
         INSERT INTO unrecorded
         SELECT p.row_no, p.error_class, p.message, coalesce(l.attempt, 0)
         FROM (SELECT row_id, row_no, error_class, NULL AS message, false AS shared FROM manifest_rows

@@ -30,7 +30,7 @@ import contextlib
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ class Planner:
 
     def _find_problems(self, parts: RowParts) -> ProblemCounts:
         """Fills `begun`, `superseded` and `problems`."""
-        chunk_files.load_begun(self.con, self.state, self._held, parts)
+        self._unsettled = chunk_files.load_begun(self.con, self.state, self._held, parts)
         collisions.find_superseded(self.con, parts.ledger, self._at_once)
         names_fold = self._to_directory and not self.options.dry
         return collisions.find_collisions(
@@ -312,7 +312,13 @@ class Planner:
     def _with_counts(self, chunks: Sequence[ChunkRef], open_rows: Mapping[str, int]) -> list[ChunkRef]:
         """Returns the chunks that stay in the plan, each with its number of rows that need no further work."""
         newest = max((chunk.run_no for chunk in chunks), default=0)
-        counted = [with_hints(chunk, chunk.rows - open_rows.get(chunk.digest, 0), "unknown") for chunk in chunks]
+        counted = [
+            replace(
+                with_hints(chunk, chunk.rows - open_rows.get(chunk.digest, 0), "unknown"),
+                settled=position not in self._unsettled,
+            )
+            for position, chunk in enumerate(chunks)
+        ]
         return [chunk for chunk in counted if stays_in_plan(chunk, newest)]
 
 

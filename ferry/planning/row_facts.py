@@ -70,6 +70,9 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
     web = "CASE WHEN l.address IS NULL THEN m.web ELSE starts_with(lower(l.address), 'http') END"
     # an ETag that changed without a change of the bytes (`size`) is not a validator
     strong = "(NOT starts_with(l.source_etag, 'W/') AND l.checked_by IS DISTINCT FROM 'size')"
+    ((has_digests,),) = con.execute("SELECT count(md5) + count(sha256) > 0 FROM manifest_rows").fetchall()
+    # else those of the ledger are not read, which are its longest columns
+    digests = "" if has_digests else "REPLACE (NULL::VARCHAR AS md5, NULL::VARCHAR AS sha256)"
     con.execute(
         f"""
         CREATE OR REPLACE TABLE facts AS
@@ -106,7 +109,7 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
                         AND l.recorded_at NOT BETWEEN $now - to_seconds(r.after_s) AND $now, false) AS due
         FROM manifest_rows m LEFT JOIN (
             -- a join that carries long texts takes half as long again
-            SELECT *, chunk = '' AS of_no_chunk, settings_digest = $settings AS same_settings,
+            SELECT * {digests}, chunk = '' AS of_no_chunk, settings_digest = $settings AS same_settings,
                    dest_etag IS NOT NULL AS has_etag FROM latest
         ) l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
                LEFT JOIN (SELECT row_id, described, max(attempt) AS attempt,
@@ -149,10 +152,12 @@ def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *
                 case["this_run"], case["superseded"], delta, revalidate, case["said"] == "other", case["due"],
             )  # fmt: skip
         reason = reason_to_do(latest, held=case["held"], mode=mode, classes=classes)
-        con.execute("INSERT INTO decisions VALUES (?, ?, ?)", [number, reason, revalidate])
-    same = " AND ".join(f"c.{name} IS NOT DISTINCT FROM f.{name}" for name in names)
+        if reason is not None or case["held"] or case["status"] == Status.FAILED:  # nothing is asked of the others
+            con.execute("INSERT INTO decisions VALUES (?, ?, ?)", [number, reason, revalidate])
+    same = " AND ".join(f"d.{name} IS NOT DISTINCT FROM f.{name}" for name in names)
     con.execute(
-        f"CREATE TABLE decided AS SELECT f.*, d.* FROM facts f JOIN cases c ON {same} JOIN decisions d USING (number)"
+        "CREATE TABLE decided AS SELECT f.row_id, f.row_no, f.status, f.held, f.attempt, f.consecutive_failures, "
+        f"d.reason, d.revalidate FROM facts f JOIN (FROM cases JOIN decisions USING (number)) d ON {same}"
     )
     reasons = "', '".join(Reason)
     con.execute(

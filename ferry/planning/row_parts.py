@@ -29,7 +29,8 @@ class RowParts:
     ) -> None:
         self._con, self._state, self._chunks, self.at_once = con, state, chunks, at_once
         # The first digits are compared faster than all 64, and ranges of IDs have four.
-        self._rows, self._held = Spooled(con, "rows", "row_id[:8]"), Spooled(con, "held", "row_id[:8]")
+        self._rows = Spooled(con, "rows", "row_id[:4]", compress=False)
+        self._held = Spooled(con, "held", "row_id[:4]", compress=False)
         self._filled = False
         (self._last_no,) = con.execute("SELECT coalesce(max(row_no), 0) FROM manifest").fetchall()[0]
         self.joined = bool(ledger.rows or chunks)  # else no row is in the ledger or in a chunk

@@ -37,6 +37,7 @@ class ChunkRef:
     done: int = 0  # rows that need no further work, by the ledger
     existing: Existing = "unknown"  # how existing objects are found: not at all, by HEAD, from the hints
     hints: str = ""  # the file with what this run's plan knows of single rows; "" if it knows nothing
+    settled: bool = False  # the ledger has an outcome for each attempt in the file: later plans need not read it
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,12 @@ class Spooled:
     DuckDB reads only the row groups whose statistics a condition on that column meets.
     """
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, name: str, order: str) -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, name: str, order: str, *, compress: bool = True) -> None:
+        """``compress`` is not worth its time for digests."""
         (scratch,) = con.execute("SELECT current_setting('temp_directory')").fetchall()[0]
         self._con, self.name, self._order = con, name, order
         self._folder = Path(f"{scratch}-{name}")  # a run deletes what a killed one left under such a name
+        self._compression = "snappy" if compress else "uncompressed"
         self._files: list[str] = []
 
     def add(self, sql: str, given: dict[str, Any] | None = None) -> None:
@@ -31,7 +33,7 @@ class Spooled:
         quoted = path.replace("'", "''")
         self._con.execute(
             f"COPY ({sql} ORDER BY {self._order}) TO '{quoted}' "
-            f"(FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE {GROUP_ROWS})",
+            f"(FORMAT parquet, COMPRESSION {self._compression}, ROW_GROUP_SIZE {GROUP_ROWS})",
             given or {},
         )
         self._files.append(path)

@@ -98,7 +98,7 @@ class Scenario:
         hints = {chunk.digest: self._hints(chunk.hints) for chunk in planned.chunks if chunk.hints}
         seen = dataclasses.asdict(planned)
         for chunk in seen["chunks"]:
-            del chunk["hints"]
+            del chunk["hints"], chunk["settled"]
         plan = read_plan(self.state)
         new = sorted(set(self.state.list("outcomes")) - before)
         told = [line for name in new for line in read_table(self.state.local(name)).to_pylist()]
