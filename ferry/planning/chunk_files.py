@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FILES_PER_STATEMENT = 500
 SORTED_ROWS = 1_000_000  # rows of the manifest that are sorted at once
+BATCH_ROWS = 10_000  # that DuckDB gives out at a time
 
 # SQL for a hash of what the manifest says of an object. A chunk's row is stale once the manifest says something else.
 DESCRIBED = "hash(size::BIGINT, md5, sha256, etag, content_type, alternatives)"
@@ -232,6 +233,7 @@ def _in_order(
     for span in _spans(con, "selected", f"reason {condition}", at_once):
         not_moved = "AND m.row_no NOT IN (SELECT row_no FROM moved_rows)" if moved else ""
         with_moved = f"UNION ALL BY NAME FROM {moved.sql()} WHERE place {span}" if moved else ""
+        # small batches: DuckDB holds two of them, beside the table that is made of them
         reader: Any = con.sql(
             f"""
             SELECT * EXCLUDE (place) FROM (
@@ -240,7 +242,7 @@ def _in_order(
                 {with_moved}
             ) WHERE reason {condition} ORDER BY place, row_no
             """
-        ).to_arrow_reader(batch_rows)
+        ).to_arrow_reader(min(batch_rows, BATCH_ROWS))
         yield from reader
 
 
@@ -269,7 +271,8 @@ def regrouped(batches: Any, rows: int) -> Iterator[pa.Table]:
             batch = batch.slice(take)
             count += take
             if count == rows:
-                yield pa.Table.from_batches(slices).combine_chunks()
-                slices, count = [], 0
+                table = pa.Table.from_batches(slices).combine_chunks()
+                slices, count = [], 0  # before the caller needs memory
+                yield table
     if count:
         yield pa.Table.from_batches(slices).combine_chunks()
