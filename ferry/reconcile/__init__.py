@@ -3,22 +3,17 @@
 from ferry.reconcile.finish import finish_run
 from ferry.reconcile.listing import beside_listing, load_listing
 from ferry.reconcile.prune import PruneResult, prune_removed
-from ferry.reconcile.verify import (
+from ferry.reconcile.sample import (
     EVERYTHING,
-    Evidence,
-    Reading,
     Sample,
-    Verified,
     check_choice,
-    compare_with_listing,
     count_expected,
     draw_sample,
     expected_objects,
-    note_verified,
-    read_back,
     sample_rows,
     verify_parts,
 )
+from ferry.reconcile.verify import Evidence, Reading, Verified, compare_with_listing, note_verified, read_back
 
 __all__ = [
     "EVERYTHING",

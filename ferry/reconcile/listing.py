@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ferry.core import Outcome
-from ferry.reconcile.verify import SHOULD_EXIST
+from ferry.reconcile.sample import SHOULD_EXIST
 from ferry.state import State, folded_ledger, outcomes_of, row_ranges
 from ferry.storage import ObjectInfo
 

@@ -15,6 +15,7 @@ from ferry.core.progress import Progress
 from ferry.job.model import Job
 from ferry.proof import Proof, Readings, Verification, write_proof
 from ferry.reconcile import verify
+from ferry.reconcile.sample import EVERYTHING, draw_sample, expected_objects, verify_parts
 from ferry.state.files import State
 from ferry.state.ledger import last_run_no
 from ferry.storage.object_info import ObjectInfo
@@ -34,11 +35,11 @@ def prove(
     """Verifies as the task does, and writes a proof."""
     started, run_no = datetime.now(UTC), last_run_no(state) + 1
     readings = Readings(state.spool_dir / "readings.csv")
-    drawn = verify.EVERYTHING if sample is None else verify.draw_sample(state, sample, 7)
+    drawn = EVERYTHING if sample is None else draw_sample(state, sample, 7)
     whole = verify.Verified(0, 0, 0, 0, [])
     by: Counter[str] = Counter()
-    for part, bounds in enumerate(verify.verify_parts(state, 100, drawn)[1]):
-        rows = verify.expected_objects(state, bounds, drawn)
+    for part, bounds in enumerate(verify_parts(state, 100, drawn)[1]):
+        rows = expected_objects(state, bounds, drawn)
         if list_only:
             listed = {found.key: found for page in store.list() for found in page}
             found = verify.compare_with_listing(rows, listed, run_no, Progress())

@@ -23,7 +23,7 @@ from ferry.job.model import Job
 from ferry.proof import Readings
 from ferry.proof.bag import write_manifests
 from ferry.proof.objects import create_objects
-from ferry.reconcile.verify import EVERYTHING
+from ferry.reconcile.sample import EVERYTHING
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
 from ferry.storage.access import Access

@@ -20,6 +20,7 @@ from ferry.core.progress import Progress
 from ferry.core.records import Confirmed, ErrorClass, Outcome, Reason, Status
 from ferry.job.model import Job
 from ferry.reconcile import beside_listing, verify
+from ferry.reconcile.sample import Sample, draw_sample, expected_objects, sample_rows, verify_parts
 from ferry.reconcile.verify import Evidence
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
@@ -126,8 +127,8 @@ def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.
             for outcomes, listed in beside_listing(state, store.list(), 2):
                 yield verify.compare_with_listing(outcomes, listed, run_no, Progress())
             return
-        for bounds in verify.verify_parts(state, 2)[1]:
-            yield asyncio.run(verify.read_back(store, verify.expected_objects(state, bounds), run_no, Progress()))
+        for bounds in verify_parts(state, 2)[1]:
+            yield asyncio.run(verify.read_back(store, expected_objects(state, bounds), run_no, Progress()))
 
     for part, result in enumerate(results()):
         verify.note_verified(state, result, run_no, part)
@@ -282,8 +283,8 @@ def test_parts_cover_every_row_once(tmp_path: Path) -> None:
     ledger.append_outcomes(state, [*outcomes, make_outcome("f" * 64)], 1, "c", 0)
     wanted = sorted(o.row_id for o in outcomes if o.status is Status.COPIED)
     for rows_each in (1, 7, 33, 1000):
-        _, parts = verify.verify_parts(state, rows_each)
-        found = [o.row_id for bounds in parts for o in verify.expected_objects(state, bounds)]
+        _, parts = verify_parts(state, rows_each)
+        found = [o.row_id for bounds in parts for o in expected_objects(state, bounds)]
         assert sorted(found) == wanted
         assert len(parts) == -(-len(wanted) // rows_each)
 
@@ -299,14 +300,14 @@ def test_how_large_a_sample_is(sample: str | int, rows: int | None) -> None:
     """The table of sample_rows() holds."""
     if rows is None:
         with pytest.raises(UserError, match="neither a share"):
-            verify.sample_rows(sample, 250)
+            sample_rows(sample, 250)
     else:
-        assert verify.sample_rows(sample, 250) == rows
+        assert sample_rows(sample, 250) == rows
 
 
-def sampled(state: DirectoryState, sample: verify.Sample, rows_each: int = 60) -> list[str]:
-    rows, parts = verify.verify_parts(state, rows_each, sample)
-    found = [o.row_id for bounds in parts for o in verify.expected_objects(state, bounds, sample)]
+def sampled(state: DirectoryState, sample: Sample, rows_each: int = 60) -> list[str]:
+    rows, parts = verify_parts(state, rows_each, sample)
+    found = [o.row_id for bounds in parts for o in expected_objects(state, bounds, sample)]
     assert len(found) == len(set(found)) == rows
     return sorted(found)
 
@@ -322,13 +323,13 @@ def test_a_sample_is_drawn(tmp_path: Path) -> None:
     ledger.append_outcomes(state, outcomes, 1, "c", 0)
     there = {o.row_id for o in outcomes if o.status is Status.COPIED}
     for asked, expected in (("10%", 15), (40, 40), ("100%", 150), (999, 150)):
-        sample = verify.draw_sample(state, asked, 7)
+        sample = draw_sample(state, asked, 7)
         assert (sample.seed, sample.of) == (7, 150)
         first = sampled(state, sample)
         assert len(first) == expected
         assert set(first) <= there
-        assert sampled(state, verify.draw_sample(state, asked, 7), 25) == first
-    drawn = [sampled(state, verify.draw_sample(state, "60%"), 200) for _ in range(5)]
+        assert sampled(state, draw_sample(state, asked, 7), 25) == first
+    drawn = [sampled(state, draw_sample(state, "60%"), 200) for _ in range(5)]
     assert len(set(map(tuple, drawn))) == 5
     assert len(set().union(*drawn)) > 140, "five weeks of 60% read nearly all: 1 - 0.4 ** 5"
 
@@ -338,7 +339,7 @@ def test_a_sample_of_nothing(tmp_path: Path) -> None:
     state = directory_state(tmp_path)
     write_list(tmp_path / "list.csv", [["https://img.example/1.jpg"]])
     plan(make_job(manifest=str(tmp_path / "list.csv")), state)
-    assert sampled(state, verify.draw_sample(state, "1%")) == []
+    assert sampled(state, draw_sample(state, "1%")) == []
 
 
 def outcome(data: bytes, etag: str | None) -> Outcome:
@@ -390,9 +391,9 @@ def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, b
     job, state, _ = moved(tmp_path, origin, s3, bucket)
     unknown = replace(access(s3), keys=("AKIAUNKNOWN", "x", None))
     store = open_store(job.destination.uri, unknown, state.spool_dir)
-    _, (bounds,) = verify.verify_parts(state, 100)
+    _, (bounds,) = verify_parts(state, 100)
     with pytest.raises(Fatal):
-        asyncio.run(verify.read_back(store, verify.expected_objects(state, bounds), 2, Progress()))
+        asyncio.run(verify.read_back(store, expected_objects(state, bounds), 2, Progress()))
 
 
 class PartlyBroken:
@@ -415,8 +416,8 @@ def test_an_object_that_cannot_be_read_is_counted(
     _, state, store = moved(tmp_path, origin, s3, bucket)
     damage(s3, bucket)
     flaky: Any = PartlyBroken(store, lambda key: key == "3.jpg")
-    _, (bounds,) = verify.verify_parts(state, 100)
-    result = asyncio.run(verify.read_back(flaky, verify.expected_objects(state, bounds), 2, Progress()))
+    _, (bounds,) = verify_parts(state, 100)
+    result = asyncio.run(verify.read_back(flaky, expected_objects(state, bounds), 2, Progress()))
     assert (result.checked, result.missing, result.altered, result.unread) == (4, 1, 2, 1)
     assert result.unread_first.startswith("3.jpg: ")
     assert "3.jpg" not in {outcome.key for outcome in result.wrong}
@@ -445,8 +446,8 @@ def test_a_paused_verification_reads_nothing(
     """A paused verification reads nothing until it is resumed."""
     monkeypatch.setattr(verify, "PAUSED_S", 0.01)
     _, state, store = moved(tmp_path, origin, s3, bucket)
-    _, (bounds,) = verify.verify_parts(state, 100)
-    outcomes, progress = verify.expected_objects(state, bounds), Progress()
+    _, (bounds,) = verify_parts(state, 100)
+    outcomes, progress = expected_objects(state, bounds), Progress()
     progress.pause(True)
 
     async def pause_and_go_on() -> verify.Verified:

@@ -21,7 +21,8 @@ from ferry.core.progress import Progress
 from ferry.core.records import Confirmed, ErrorClass, Outcome
 from ferry.job.model import Job
 from ferry.reconcile.finish import finish_run
-from ferry.reconcile.verify import expected_objects, note_verified, read_back
+from ferry.reconcile.sample import expected_objects
+from ferry.reconcile.verify import note_verified, read_back
 from ferry.storage import open_store
 from ferry.transfer import dedupe, server_copy
 from ferry.transfer.chunk import run_chunk
