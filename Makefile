@@ -49,7 +49,7 @@ test: .venv/.installed-dev signers
 # what meets Prefect, with the newest version that is allowed; the contract of stores against all servers; and a quick
 # bench, which shows that it works: a run of Ferry's that lost an object fails it, timings do not.
 test-rest: .venv/.installed-dev postgresql proxies webservers machines monitoring backups
-	$(call beside,test-prefect test-stores quick-bench,-n 4 -m slow tests --ignore=tests/stores)
+	$(call beside,test-prefect test-stores quick-bench,-n 3 -m slow tests --ignore=tests/stores)
 
 test-all: test test-rest
 

@@ -11,15 +11,15 @@ from typing import Any
 TRIES = 20
 
 
-def ask(url: str, path: str, body: dict[str, Any]) -> Any:
+def ask(url: str, path: str, body: dict[str, Any], method: str = "POST") -> Any:
     """Post to ``path`` of the server at ``url``, and return the answer. Tries again while the database is busy."""
     request = urllib.request.Request(
-        f"{url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method
     )
     for left in range(TRIES, 0, -1):
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
+                return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             if error.code != 503 or left == 1:
                 raise

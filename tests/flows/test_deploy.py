@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
-import json
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -23,6 +22,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
 from demo.ports import free_ports
+from demo.prefect_api import ask
 from ferry.core.errors import UserError
 from ferry.job.model import Job
 from flows.deploying import prefect_yaml
@@ -86,7 +86,8 @@ def test_on_and_off_are_the_operators(deployed: Deployed, prefect_api: Prefect) 
     deployed.deploy().expect(0)
     nightly = deployments(prefect_api, deployed)["nightly"]
     (schedule,) = nightly["schedules"]
-    patch(prefect_api, f"deployments/{nightly['id']}/schedules/{schedule['id']}", {"active": True})
+    switch = f"deployments/{nightly['id']}/schedules/{schedule['id']}"
+    ask(prefect_api.url, switch, {"active": True}, method="PATCH")
 
     def planned() -> set[str]:
         asked = {"deployments": {"id": {"any_": [nightly["id"]]}}}
@@ -141,15 +142,6 @@ def test_a_schedule_of_no_kind(given: dict[str, Any]) -> None:
     """A schedule of no kind, of two kinds, or with an unknown key is refused."""
     with pytest.raises(ValueError, match=r"needs one of|hour"):
         prefect_yaml.schedule_of({**given, "slug": "s"})
-
-
-def patch(prefect_api: Prefect, path: str, body: dict[str, Any]) -> None:
-    import urllib.request
-
-    headers = {"Content-Type": "application/json"}
-    url = f"{prefect_api.url}/api/{path}"
-    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers, method="PATCH")):
-        pass
 
 
 CRON = CronSchedule(cron="0 1 * * *", timezone="Europe/Berlin")

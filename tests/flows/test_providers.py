@@ -87,7 +87,7 @@ def azure() -> Iterator[Azure]:
         yield Azure(server)
 
 
-@pytest.fixture(params=["google", "azure"])
+@pytest.fixture(params=[pytest.param("google", marks=pytest.mark.slow), "azure"])
 def provider(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 

@@ -179,12 +179,8 @@ def digest(story: Sequence[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(story, sort_keys=True).encode()).hexdigest()[:16]
 
 
-QUICK = 2  # of the seeds, which take a few seconds of processor time each
-
-
-@pytest.mark.parametrize(
-    "seed", [seed if seed == QUICK else pytest.param(seed, marks=pytest.mark.slow) for seed in BEFORE]
-)
+@pytest.mark.slow  # a few seconds of processor time each
+@pytest.mark.parametrize("seed", BEFORE)
 def test_parts_give_what_the_whole_gives(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reasons, chunks, counts, hints, notes and outcomes of a plan do not depend on how many rows are joined at once,
     and are those of earlier versions."""
