@@ -134,7 +134,7 @@ def _plain_keys(texts: Texts) -> list[str | None]:
 
 
 def _keys_of_one_host(texts: Sequence[str], joined: str) -> list[str]:
-    """Returns what follows the scheme and host of all addresses, if they are the same and nothing is to be decoded."""
+    """Returns the default keys of plain addresses on one host without anything to decode, else an empty list."""
     begin = joined[: joined.find("/", 8) + 1]  # after the slashes of https://
     if not _begins_plain(begin) or "?" in joined or "%" in joined or f"{begin}/" in joined:
         return []
@@ -143,9 +143,10 @@ def _keys_of_one_host(texts: Sequence[str], joined: str) -> list[str]:
 
 
 def _keys_of_hosts(texts: Sequence[str]) -> list[str]:
+    """Returns the default keys of addresses, or an empty list if one does not begin plainly."""
     keys = []
     for text in texts:
-        end = text.find("/", 8) + 1
+        end = text.find("/", 8) + 1  # after the slashes of https://
         if not _begins_plain(text[:end]):
             return []
         path = text[end:]

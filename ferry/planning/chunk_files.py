@@ -37,8 +37,8 @@ def position_chunks(con: duckdb.DuckDBPyConnection, chunks: Sequence[ChunkRef]) 
 def read_chunks(state: State, chunks: Sequence[ChunkRef], at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields queries, with their parameters, for the rows of these chunks, each one for about ``at_once`` of them.
 
-    Each row has its attempt, its chunk's position, and DESCRIBED as it was when the chunk was written. A settled chunk
-    has no row that the ledger does not have, and is not read.
+    Each row has its attempt, its chunk's position, and DESCRIBED as it was when the chunk was written. Settled
+    chunks are left out: the ledger has an outcome for each of their attempts.
     """
     for part in grouped([chunk for chunk in chunks if not chunk.settled], at_once):
         paths = [str(state.local(chunk.uri)) for chunk in part]
@@ -100,7 +100,8 @@ def load_begun(
     """Fills `begun`: rows that were removed from the manifest, and whose chunk has an attempt without an outcome.
 
     A killed run may have transferred them, and written their keys. ``parts`` fills `manifest_rows`, `latest` and
-    `held` with one part of the rows after the other. Returns the positions of chunks with such an attempt of any row.
+    `held` with one part of the rows after the other. Returns the positions of chunks with such an
+    attempt, also of a row that the manifest has.
     """
     con.execute("CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)")
     con.execute("CREATE OR REPLACE TABLE lost (row_id VARCHAR, position INTEGER)")

@@ -152,7 +152,7 @@ def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *
                 case["this_run"], case["superseded"], delta, revalidate, case["said"] == "other", case["due"],
             )  # fmt: skip
         reason = reason_to_do(latest, held=case["held"], mode=mode, classes=classes)
-        if reason is not None or case["held"] or case["status"] == Status.FAILED:  # nothing is asked of the others
+        if reason is not None or case["held"] or case["status"] == Status.FAILED:  # the others need no decision
             con.execute("INSERT INTO decisions VALUES (?, ?, ?)", [number, reason, revalidate])
     same = " AND ".join(f"d.{name} IS NOT DISTINCT FROM f.{name}" for name in names)
     con.execute(

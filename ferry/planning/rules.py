@@ -229,6 +229,7 @@ def much_shorter(rows: int, before: int) -> bool:
 def stays_in_plan(chunk: ChunkRef, newest_run: int) -> bool:
     """Returns whether a chunk stays in the plan.
 
-    Base chunks always do. Retry chunks do until all their rows are done, and those of the newest run also do.
+    Base chunks always do. Retry chunks do until all their rows are done and all their attempts have an outcome, and
+    those of the newest run also do. An attempt of a removed row may have written a key, and never gets an outcome.
     """
-    return chunk.kind == "base" or chunk.done < chunk.rows or chunk.run_no == newest_run
+    return chunk.kind == "base" or chunk.done < chunk.rows or not chunk.settled or chunk.run_no == newest_run

@@ -109,12 +109,12 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise Damaged(f"state file {path} is damaged ({str(exc).splitlines()[0]})") from None
 
 
-def check_version(found: bytes | int | None, what: str) -> None:
+def check_version(found: bytes | int | None, what: str, newest: int = SCHEMA_VERSION) -> None:
     """Raises NewerVersion for ``what`` if the schema ``found`` is newer than this Ferry's."""
-    if found is not None and int(found) > SCHEMA_VERSION:
+    if found is not None and int(found) > newest:
         raise NewerVersion(
             f"{what} was written by a newer version of Ferry (schema {int(found)}; this one reads up to "
-            f"{SCHEMA_VERSION}). Update Ferry here, or use another `state`"
+            f"{newest}). Update Ferry here, or use another `state`"
         )
 
 

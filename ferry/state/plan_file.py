@@ -13,9 +13,10 @@ from ferry.core import Damaged
 from ferry.state.checksums import decode_checked_json, encode_checked_json
 from ferry.state.files import State
 from ferry.state.old_schemas import renamed_keys
-from ferry.state.parquet import SCHEMA_VERSION, check_version
+from ferry.state.parquet import check_version
 
 PLAN_FILE = "plan/plan.json"
+PLAN_SCHEMA = 7  # of this file alone, since `settled` was added: an earlier Ferry refuses it
 LOCATION_FILE = "plan/location.json"
 OLD_LOCATION_FILE = "plan/place.json"  # until schema 4
 HINTS = "plan/hints"
@@ -56,14 +57,14 @@ class Plan:
 
     def encode(self) -> bytes:
         """Returns the content of plan.json."""
-        return encode_checked_json({"ferry_schema": SCHEMA_VERSION, **asdict(self)})
+        return encode_checked_json({"ferry_schema": PLAN_SCHEMA, **asdict(self)})
 
     @classmethod
     def decode(cls, raw: bytes) -> Plan:
         """Returns the plan in a plan.json. Raises NewerVersion, or Damaged."""
         try:
             data = decode_checked_json(raw)
-            check_version(data.pop("ferry_schema"), PLAN_FILE)
+            check_version(data.pop("ferry_schema"), PLAN_FILE, PLAN_SCHEMA)
             data = renamed_keys(data)
             data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
             return cls(**data)

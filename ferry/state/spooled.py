@@ -19,7 +19,7 @@ class Spooled:
     """
 
     def __init__(self, con: duckdb.DuckDBPyConnection, name: str, order: str, *, compress: bool = True) -> None:
-        """``compress`` is not worth its time for digests."""
+        """``compress=False`` is for rows that are mostly digests, which hardly get smaller."""
         (scratch,) = con.execute("SELECT current_setting('temp_directory')").fetchall()[0]
         self._con, self.name, self._order = con, name, order
         self._folder = Path(f"{scratch}-{name}")  # a run deletes what a killed one left under such a name

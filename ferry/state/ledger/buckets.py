@@ -20,7 +20,7 @@ from ferry.state.old_schemas import renamed_table
 from ferry.state.parquet import OUTCOME_SCHEMA, add_missing_columns, with_schema
 
 ROWS_AT_ONCE = 65_536  # in memory, about 600 bytes each
-# Each part of a file is compressed as a whole: of a few dozen rows, its columns one by one take five times as long.
+# Each part of a file is compressed as a whole. To compress each column of a few dozen rows takes five times as long.
 _CODEC = pa.Codec("zstd")
 _LENGTHS = struct.Struct(">II")  # in front of each part: of its bytes in the file, and uncompressed
 

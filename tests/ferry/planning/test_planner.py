@@ -29,6 +29,7 @@ from ferry.state.ledger import append_outcomes, compact_ledger
 from ferry.state.plan_file import (
     LOCATION_FILE,
     PLAN_FILE,
+    PLAN_SCHEMA,
     ChunkRef,
     Plan,
     PlanLocation,
@@ -704,7 +705,7 @@ def test_a_plan_of_a_newer_schema_is_refused(tmp_path: Path, state: DirectorySta
     job = job_in(tmp_path)
     plan(job, state)
     raw = encode_checked_json(
-        decode_checked_json(state.read(PLAN_FILE)) | {"ferry_schema": parquet.SCHEMA_VERSION + 1, "unheard_of": 1}
+        decode_checked_json(state.read(PLAN_FILE)) | {"ferry_schema": PLAN_SCHEMA + 1, "unheard_of": 1}
     )
     state.write(PLAN_FILE, raw)
     with pytest.raises(UserError, match="newer version of Ferry"):

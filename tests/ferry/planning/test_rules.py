@@ -228,10 +228,10 @@ def test_check_locations(change: dict[str, Any], names: list[str]) -> None:
 
 
 def test_which_chunks_stay() -> None:
-    """Base chunks stay; retry chunks stay until done, and those of the newest run also do."""
-    for kind, done, run_no in itertools.product(("base", "retry"), (0, 9, 10), (1, 5)):
-        chunk = ChunkRef("u", "d", 10, 0, kind, run_no, done)  # type: ignore[arg-type]
-        assert stays_in_plan(chunk, 5) is (kind == "base" or done < 10 or run_no == 5)
+    """Base chunks stay; retry chunks stay until done and settled, and those of the newest run also do."""
+    for kind, done, run_no, settled in itertools.product(("base", "retry"), (0, 9, 10), (1, 5), (False, True)):
+        chunk = ChunkRef("u", "d", 10, 0, kind, run_no, done, settled=settled)  # type: ignore[arg-type]
+        assert stays_in_plan(chunk, 5) is (kind == "base" or done < 10 or run_no == 5 or not settled)
 
 
 @pytest.mark.parametrize(

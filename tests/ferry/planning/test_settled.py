@@ -10,6 +10,7 @@ import pytest
 from ferry.core.records import Status
 from ferry.job.model import Job
 from ferry.planning import chunk_files
+from ferry.state import Planned
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import ChunkRef, read_plan
 from tests.support.helpers import directory_state, make_job, plan, settle, write_list
@@ -29,9 +30,9 @@ def at_once(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def job_in(folder: Path, *rows: list[str]) -> Job:
+def job_in(folder: Path, *rows: list[str], **settings: Any) -> Job:
     write_list(folder / "list.csv", rows, HEADER)
-    return make_job(manifest=str(folder / "list.csv"), destination="s3://b/")
+    return make_job(manifest=str(folder / "list.csv"), destination="s3://b/", **settings)
 
 
 def chunks(state: DirectoryState) -> list[ChunkRef]:
@@ -93,3 +94,17 @@ def test_a_removed_row_that_may_have_begun(tmp_path: Path, state: DirectoryState
         planned = plan(job_in(tmp_path, TWO), state, run_no, at_once=at_once)
         assert (planned.todo, planned.pending) == ({}, 0)
     assert plan(job_in(tmp_path, ONE, TWO), state, 5, at_once=at_once).todo == {"changed": 1}
+
+
+def test_a_removed_row_of_a_retry_chunk(tmp_path: Path, state: DirectoryState, at_once: int) -> None:
+    """The chunk stays in the plan when newer runs have added others, since its attempt has no outcome."""
+
+    def plan_of(run_no: int, *rows: list[str]) -> Planned:
+        return plan(job_in(tmp_path, *rows, mode="delta"), state, run_no, at_once=at_once)
+
+    other = ["https://b.example/1.jpg", *ONE[1:]]
+    settle(state, plan_of(1, ONE, TWO).chunks[0], 1, source_etag="e")
+    assert plan_of(2, other, TWO).todo == {"new": 1}  # killed in the transfer
+    settle(state, plan_of(3, TWO, THREE).chunks[-1], 3, source_etag="e")
+    assert plan_of(4, TWO, THREE).todo == {}
+    assert plan_of(5, ONE, TWO, THREE).todo == {"changed": 1}
