@@ -251,7 +251,7 @@ def test_a_cutover(story: Story) -> None:
         assert "redirect" not in new_addresses.expect(0).stdout
         redirects = re.search(r"after a redirect: ([0-9]+)$", old_addresses.expect(0).stdout, re.MULTILINE)
         assert redirects
-        assert 200 - THUMBS <= int(redirects[1]) <= 200  # keys of thumbnails are no old addresses
+        assert 200 - THUMBS <= int(redirects[1]) <= 200  # a thumbnail's key is not its old address
         (absent,) = story.do("Watch")
         assert story.absent(absent) == ABSENT
         visitors.wait_for(story.allowed)
