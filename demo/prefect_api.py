@@ -9,6 +9,7 @@ import urllib.request
 from typing import Any
 
 TRIES = 20
+WITHIN_S = 90  # of an answer: SQLite alone lets a request wait 60 s for its lock
 
 
 def ask(url: str, path: str, body: dict[str, Any], method: str = "POST") -> Any:
@@ -18,7 +19,7 @@ def ask(url: str, path: str, body: dict[str, Any], method: str = "POST") -> Any:
     )
     for left in range(TRIES, 0, -1):
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=WITHIN_S) as answer:
                 return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             if error.code != 503 or left == 1:

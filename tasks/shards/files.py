@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ferry import __version__
-from ferry.core import Damaged
+from ferry.core import Damaged, UserError
 from ferry.state import ChunkRef, State, decode_checked_json, encode_checked_json, this_process
 from tasks.workers.messages import Beat, Orders
 
@@ -81,8 +81,14 @@ class ShardPlan:
         return encode_checked_json(asdict(self))
 
     @classmethod
-    def decode(cls, raw: bytes) -> ShardPlan:
+    def decode(cls, raw: bytes, code: str) -> ShardPlan:
+        """Raises UserError for a plan of other code before its chunks are read: they may have other fields there."""
         data = decode_checked_json(raw)
+        if data["code"] != code:
+            raise UserError(
+                f"this worker's Ferry is {code}, and that of the run is {data['code']}. Install the same version "
+                "on all machines, and restart their workers"
+            )
         return cls(**{**data, "refs": [ChunkRef(**ref) for ref in data["refs"]]})
 
 
@@ -138,10 +144,10 @@ class ShardFiles:
     def write_plan(self, number: int, plan: ShardPlan) -> None:
         self.state.write(f"{self.folder}/{number}.json", plan.encode())
 
-    def read_plan(self, number: int) -> ShardPlan:
-        """Raises Damaged."""
+    def read_plan(self, number: int, code: str) -> ShardPlan:
+        """Raises Damaged, and UserError if the run has other code than ``code``."""
         try:
-            return ShardPlan.decode(self.state.read(f"{self.folder}/{number}.json"))
+            return ShardPlan.decode(self.state.read(f"{self.folder}/{number}.json"), code)
         except (ValueError, KeyError, TypeError):
             raise Damaged(f"{self.folder}/{number}.json in the state is damaged") from None
 

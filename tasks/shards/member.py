@@ -43,12 +43,7 @@ class Member:
 
     def claim(self) -> ShardPlan:
         """Returns what is to be done, which no other process does. Raises Stopped, and UserError for other code."""
-        plan = self._files.read_plan(self._number)
-        if plan.code != code_digest():
-            raise UserError(
-                f"this worker's Ferry is {code_digest()}, and that of the run is {plan.code}. Install the same version "
-                "on all machines, and restart their workers"
-            )
+        plan = self._files.read_plan(self._number, code_digest())
         if not self._files.claim(self._number, self._attempt):
             raise Stopped(OVER)
         return plan

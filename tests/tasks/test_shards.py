@@ -22,7 +22,7 @@ from prefect.states import Completed, Running
 
 from ferry.core.errors import Fatal, MachineFatal, Stopped, UserError, disk_error
 from ferry.core.progress import Progress
-from ferry.state import ChunkRef, lease
+from ferry.state import ChunkRef, encode_checked_json, lease
 from ferry.state.bucket import open_state
 from ferry.state.files import DirectoryState, State
 from flows.cli.local_run import refuse_unreachable_server
@@ -125,7 +125,7 @@ def test_the_files_are_read_as_they_were_written(files: ShardFiles, state: State
     """And those of earlier runs are deleted, but not the settings."""
     plan = ShardPlan([ref(1), ref(2)], 3, 9, "code")
     files.write_plan(1, plan)
-    assert files.read_plan(1) == plan
+    assert files.read_plan(1, "code") == plan
     shared = SharedOrders(Orders(3, "stop", True, {}, {"a": (1.5, "why")}), {"1": 2}, {"1": 1})
     files.write_orders(shared)
     found = files.read_orders()
@@ -260,6 +260,10 @@ def test_other_code_is_refused(state: State, files: ShardFiles) -> None:
         with pytest.raises(UserError, match=r"0\.0\.1 0123456789abcdef. Install the same version"):
             join(state, held.token).claim()
         assert not files.names() & {"1-1.claim"}
+        later = {"refs": [{"field": "of a later version"}], "first": 1, "total": 1, "code": "0.2.0 0", "more": 1}
+        state.write(f"{files.folder}/1.json", encode_checked_json(later))
+        with pytest.raises(UserError, match=r"0\.2\.0 0. Install the same version"):
+            join(state, held.token).claim()
         files.write_plan(1, ShardPlan([ref(1)], 1, 1, code_digest()))
         assert join(state, held.token).claim().refs == [ref(1)]
         with pytest.raises(Stopped):
