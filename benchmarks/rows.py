@@ -13,6 +13,7 @@ looked at twice a second.
 | delta fold | of the outcomes of these |
 | status, failures, report, export | what the commands read and write, without their start |
 | verify --list | the ledger beside a listing that has all of its objects |
+| verify | what a verification that reads objects takes from the ledger: the outcomes of all of them, in parts |
 | prove | of a verification that is over, with such a listing |
 """
 
@@ -33,9 +34,9 @@ from ferry.core import Progress
 from ferry.cutover import export
 from ferry.job import Job
 from ferry.proof import Readings, Verification, write_proof
-from ferry.reconcile import EVERYTHING, beside_listing, compare_with_listing
+from ferry.reconcile import EVERYTHING, beside_listing, compare_with_listing, count_expected, expected_rows
 from ferry.report import make_report
-from ferry.state import FailureFilter, State, count, failure_groups, folded_ledger
+from ferry.state import FailureFilter, State, count, failure_groups, folded_ledger, outcomes_of
 from ferry.state.files import DirectoryState
 from ferry.storage import ObjectInfo
 
@@ -73,6 +74,13 @@ def verify_list(root: Path) -> int:
         compare_with_listing(outcomes, listed, 9, Progress()).checked
         for outcomes, listed in beside_listing(state, _pages(state), 5_000)
     )
+
+
+def verify(root: Path) -> int:
+    state = DirectoryState(root)
+    found = sum(len(list(outcomes_of(part))) for part in expected_rows(state, 5_000))
+    assert found == count_expected(state)
+    return found
 
 
 def prove(root: Path, job: Job) -> str:
@@ -149,6 +157,7 @@ def main() -> None:
                 assert not again.answer.todo, again.answer.todo
         commands: tuple[tuple[str, Callable[..., Any], tuple[Any, ...]], ...] = (
             ("status", status, ()), ("failures", failures, ()), ("verify --list", verify_list, ()),
+            ("verify", verify, ()),
             ("export csv", write_export, (job, "csv")), ("export parquet", write_export, (job, "parquet")),
             ("prove", prove, (job,)), ("report", report, (job,)),
         )  # fmt: skip

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 
+import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -28,12 +30,11 @@ from ferry.reconcile import (
     compare_with_listing,
     count_expected,
     draw_sample,
-    expected_objects,
+    expected_rows,
     note_verified,
     read_back,
-    verify_parts,
 )
-from ferry.state import Lease, State, folded_ledger, hold_lease, last_run_no, read_plan, write_end
+from ferry.state import Lease, State, folded_ledger, hold_lease, last_run_no, outcomes_of, read_plan, write_end
 from ferry.storage import Store, open_store, run_preflight
 from ferry.transfer import lesser_check_of
 from tasks import secrets, state_location
@@ -194,17 +195,16 @@ def draw(check: Verification, sample: str | int, seed: int | None) -> None:
     check.sample = draw_sample(check.state, sample, seed)
 
 
-def parts(check: Verification) -> list[tuple[str, str]]:
-    """Returns the bounds of the parts to read, and sets the total of the progress."""
-    rows, bounds = verify_parts(check.state, PART_ROWS, check.sample)
-    check.progress.start(rows)
-    return bounds
+def parts(check: Verification) -> Iterator[pa.Table]:
+    """Sets the total of the progress, and yields the outcomes of each part to read."""
+    check.progress.start(count_expected(check.state, check.sample))
+    yield from expected_rows(check.state, PART_ROWS, check.sample)
 
 
 @task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
-def read_part(check: Verification, bounds: tuple[str, str]) -> int:
+def read_part(check: Verification, part: pa.Table) -> int:
     """Download a part's objects and compare their digests. Returns how many were wrong."""
-    outcomes = expected_objects(check.state, bounds, check.sample)
+    outcomes = sorted(outcomes_of(part), key=attrgetter("key"))  # neighbours in a folder, one after the other
 
     async def read() -> Verified:
         try:

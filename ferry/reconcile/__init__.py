@@ -9,9 +9,8 @@ from ferry.reconcile.sample import (
     check_choice,
     count_expected,
     draw_sample,
-    expected_objects,
+    expected_rows,
     sample_rows,
-    verify_parts,
 )
 from ferry.reconcile.verify import Evidence, Reading, Verified, compare_with_listing, note_verified, read_back
 
@@ -27,12 +26,11 @@ __all__ = [
     "compare_with_listing",
     "count_expected",
     "draw_sample",
-    "expected_objects",
+    "expected_rows",
     "finish_run",
     "load_listing",
     "note_verified",
     "prune_removed",
     "read_back",
     "sample_rows",
-    "verify_parts",
 ]

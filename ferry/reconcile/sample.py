@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ferry.core import Outcome, UserError
-from ferry.state import State, folded_ledger, outcomes_of
+import pyarrow as pa
+
+from ferry.core import UserError
+from ferry.state import State, folded_ledger, row_ranges
 
 # Rows that should have an object, including those that an earlier verification found wrong and no run has repaired.
 SHOULD_EXIST = "(l.status IN ('copied', 'unchanged') OR l.error_class IN ('missing', 'altered'))"
@@ -81,40 +84,37 @@ def draw_sample(state: State, sample: str | int, seed: int | None = None) -> Sam
     return Sample(seed, last[0] if last else "", rows)
 
 
-def count_expected(state: State) -> int:
-    """Returns the number of rows that should have an object."""
+def count_expected(state: State, sample: Sample = EVERYTHING) -> int:
+    """Returns the number of rows that should have an object, or of those in the sample."""
     with folded_ledger(state) as con:
-        rows = con.execute(f"SELECT count(*) FROM latest l SEMI JOIN manifest USING (row_id) WHERE {SHOULD_EXIST}")
+        rows = con.execute(
+            f"SELECT count(*) FROM latest l SEMI JOIN manifest USING (row_id) WHERE {SHOULD_EXIST} AND {IN_SAMPLE}",
+            [str(sample.seed), sample.up_to],
+        )
         return int(rows.fetchall()[0][0])
 
 
-def verify_parts(state: State, rows_each: int, sample: Sample = EVERYTHING) -> tuple[int, list[tuple[str, str]]]:
-    """Returns the number of rows to verify, and ranges ``(from, below)`` of row_id with about ``rows_each`` of them."""
-    with folded_ledger(state) as con:
-        lines = con.execute(
-            f"""
-            WITH objects AS (
-                SELECT l.row_id, row_number() OVER (ORDER BY l.row_id) - 1 AS n
-                FROM latest l SEMI JOIN manifest USING (row_id)
-                WHERE {SHOULD_EXIST} AND {IN_SAMPLE}
-            )
-            SELECT row_id, (SELECT count(*) FROM objects) FROM objects WHERE n % {rows_each} = 0 ORDER BY 1
-            """,
-            [str(sample.seed), sample.up_to],
-        ).fetchall()
-    edges = [row_id for row_id, _ in lines]
-    bounds = list(zip(edges, [*edges[1:], "g"], strict=bool(edges)))  # "g" sorts after every hex digit
-    return (lines[0][1] if lines else 0), bounds
+def expected_rows(state: State, rows_each: int, sample: Sample = EVERYTHING) -> Iterator[pa.Table]:
+    """Yields the outcomes of ``rows_each`` rows at a time, which say what the destination should have.
 
-
-def expected_objects(state: State, bounds: tuple[str, str], sample: Sample = EVERYTHING) -> list[Outcome]:
-    """Returns the outcomes of one part's rows, which say what the destination should have."""
+    The ledger is opened once, and read as it is then: outcomes that are written meanwhile do not count.
+    """
+    held: list[pa.RecordBatch] = []
     with folded_ledger(state) as con:
-        cursor: Any = con.sql(
-            f"""
-            SELECT l.* FROM latest l SEMI JOIN manifest USING (row_id)
-            WHERE {SHOULD_EXIST} AND {IN_SAMPLE} AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
-            """,
-            params=[str(sample.seed), sample.up_to, *bounds],
-        )
-        return list(outcomes_of(cursor.to_arrow_reader(10_000).read_all()))
+        (rows,) = con.execute("SELECT count(*) FROM latest").fetchall()[0]
+        for each in row_ranges(rows):
+            reader: Any = con.sql(
+                f"""
+                SELECT l.* FROM latest l
+                SEMI JOIN (SELECT row_id FROM manifest WHERE {each.condition()}) m USING (row_id)
+                WHERE {SHOULD_EXIST} AND {IN_SAMPLE} AND {each.condition("l.row_id")}
+                """,
+                params=[str(sample.seed), sample.up_to],
+            ).to_arrow_reader(rows_each)
+            for batch in reader:
+                table = pa.Table.from_batches([*held, batch])
+                if table.num_rows >= rows_each:
+                    yield table.slice(0, rows_each)
+                held = table.slice(rows_each if table.num_rows >= rows_each else 0).to_batches()
+        if held:
+            yield pa.Table.from_batches(held)

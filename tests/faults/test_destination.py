@@ -30,7 +30,6 @@ from ferry.core.progress import Progress
 from ferry.core.records import ErrorClass, Status
 from ferry.reconcile import verify
 from ferry.reconcile.finish import finish_run
-from ferry.reconcile.sample import expected_objects
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
 from ferry.storage.access import Access, S3Access
@@ -419,7 +418,7 @@ def test_what_it_loses_without_a_word(
     store = open_store(world.job.destination.uri, world.access, tmp_path)
     lost = proxy.met[Bad.LOST_QUIETLY]
     listed = {found.key: found for page in store.list() for found in page}
-    found = verify.compare_with_listing(expected_objects(world.state, ("", "g")), listed, 1, Progress())
+    found = verify.compare_with_listing(helpers.expected_objects(world.state), listed, 1, Progress())
     assert found.missing == lost > 0
     verify.note_verified(world.state, found, 1, 0)
     world.end(s3)

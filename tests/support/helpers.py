@@ -22,6 +22,7 @@ from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.planner import make_plan
 from ferry.planning.rules import Mode
 from ferry.ratelimit import Share
+from ferry.reconcile import expected_rows
 from ferry.state import ROWS_AT_ONCE, lease, ledger, parquet
 from ferry.state.counts import Counts, count
 from ferry.state.files import DirectoryState, State
@@ -231,3 +232,8 @@ def bindings(function: Callable[..., Any]) -> list[tuple[ModuleType, str]]:
     """Where a function has a name: in its own module, and in those that imported it; to replace it."""
     ours = [module for name, module in sys.modules.items() if name.split(".")[0] in ("ferry", "tasks", "flows")]
     return [(module, name) for module in ours for name, value in list(vars(module).items()) if value is function]
+
+
+def expected_objects(state: State) -> list[Outcome]:
+    """The outcomes of all rows that should have an object."""
+    return [outcome for part in expected_rows(state, 5_000) for outcome in parquet.outcomes_of(part)]

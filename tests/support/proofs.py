@@ -15,9 +15,10 @@ from ferry.core.progress import Progress
 from ferry.job.model import Job
 from ferry.proof import Proof, Readings, Verification, write_proof
 from ferry.reconcile import verify
-from ferry.reconcile.sample import EVERYTHING, draw_sample, expected_objects, verify_parts
+from ferry.reconcile.sample import EVERYTHING, draw_sample, expected_rows
 from ferry.state.files import State
 from ferry.state.ledger import last_run_no
+from ferry.state.parquet import outcomes_of
 from ferry.storage.object_info import ObjectInfo
 from ferry.storage.store import Store
 
@@ -38,8 +39,8 @@ def prove(
     drawn = EVERYTHING if sample is None else draw_sample(state, sample, 7)
     whole = verify.Verified(0, 0, 0, 0, [])
     by: Counter[str] = Counter()
-    for part, bounds in enumerate(verify_parts(state, 100, drawn)[1]):
-        rows = expected_objects(state, bounds, drawn)
+    for part, table in enumerate(expected_rows(state, 100, drawn)):
+        rows = list(outcomes_of(table))
         if list_only:
             listed = {found.key: found for page in store.list() for found in page}
             found = verify.compare_with_listing(rows, listed, run_no, Progress())

@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,9 +22,10 @@ from ferry.core.progress import Progress
 from ferry.core.records import Confirmed, ErrorClass, Outcome, Reason, Status
 from ferry.job.model import Job
 from ferry.reconcile import beside_listing, verify
-from ferry.reconcile.sample import Sample, draw_sample, expected_objects, sample_rows, verify_parts
+from ferry.reconcile import sample as samples
+from ferry.reconcile.sample import Sample, count_expected, draw_sample, expected_rows, sample_rows
 from ferry.reconcile.verify import Evidence
-from ferry.state import ledger
+from ferry.state import folded_ledger, ledger, outcomes_of, row_ranges
 from ferry.state.files import DirectoryState
 from ferry.storage.access import Access
 from ferry.storage.factory import open_store
@@ -34,6 +37,7 @@ from tests.support.helpers import (
     by_key,
     chunk_rows,
     directory_state,
+    expected_objects,
     make_job,
     make_outcome,
     plan,
@@ -127,8 +131,8 @@ def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.
             for outcomes, listed in beside_listing(state, store.list(), 2):
                 yield verify.compare_with_listing(outcomes, listed, run_no, Progress())
             return
-        for bounds in verify_parts(state, 2)[1]:
-            yield asyncio.run(verify.read_back(store, expected_objects(state, bounds), run_no, Progress()))
+        for part in expected_rows(state, 2):
+            yield asyncio.run(verify.read_back(store, list(outcomes_of(part)), run_no, Progress()))
 
     for part, result in enumerate(results()):
         verify.note_verified(state, result, run_no, part)
@@ -271,8 +275,10 @@ def test_reading_takes_no_memory_for_bodies(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parts_cover_every_row_once(tmp_path: Path) -> None:
-    """Each row that should have an object is in exactly one range."""
+@pytest.mark.parametrize("at_once", [8, 1_000_000])
+def test_parts_cover_every_row_once(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row that should have an object is in exactly one part, and each part but the last is full."""
+    monkeypatch.setattr(samples, "row_ranges", partial(row_ranges, at_once=at_once))
     state = directory_state(tmp_path)
     lines = [[f"https://img.example/{n}.jpg"] for n in range(50)]
     write_list(tmp_path / "list.csv", lines)
@@ -283,10 +289,30 @@ def test_parts_cover_every_row_once(tmp_path: Path) -> None:
     ledger.append_outcomes(state, [*outcomes, make_outcome("f" * 64)], 1, "c", 0)
     wanted = sorted(o.row_id for o in outcomes if o.status is Status.COPIED)
     for rows_each in (1, 7, 33, 1000):
-        _, parts = verify_parts(state, rows_each)
-        found = [o.row_id for bounds in parts for o in expected_objects(state, bounds)]
-        assert sorted(found) == wanted
+        parts = list(expected_rows(state, rows_each))
+        assert sorted(row_id for part in parts for row_id in part["row_id"].to_pylist()) == wanted
+        assert {part.num_rows for part in parts[:-1]} <= {rows_each}
         assert len(parts) == -(-len(wanted) // rows_each)
+
+
+def test_the_ledger_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a verification notes of one part, and a fold of it, change nothing about the next parts."""
+    monkeypatch.setattr(samples, "row_ranges", partial(row_ranges, at_once=8))
+    opened = Mock(side_effect=folded_ledger)
+    monkeypatch.setattr(samples, "folded_ledger", opened)
+    state = directory_state(tmp_path)
+    write_list(tmp_path / "list.csv", [[f"https://img.example/{n}.jpg"] for n in range(50)])
+    (ref,) = plan(make_job(manifest=str(tmp_path / "list.csv")), state).chunks
+    outcomes = [make_outcome(row.row_id, Status.COPIED) for row in chunk_rows(state, ref)]
+    ledger.append_outcomes(state, outcomes, 1, "c", 0)
+    found: list[str] = []
+    for number, part in enumerate(expected_rows(state, 10)):
+        found += part["row_id"].to_pylist()
+        failed = [outcome._replace(status=Status.FAILED, attempt=9) for outcome in outcomes]
+        ledger.append_outcomes(state, failed, 2, "d", number)
+        ledger.compact_ledger(state, 2)
+    assert sorted(found) == sorted(outcome.row_id for outcome in outcomes)
+    assert opened.call_count == 1
 
 
 @pytest.mark.parametrize(
@@ -306,9 +332,8 @@ def test_how_large_a_sample_is(sample: str | int, rows: int | None) -> None:
 
 
 def sampled(state: DirectoryState, sample: Sample, rows_each: int = 60) -> list[str]:
-    rows, parts = verify_parts(state, rows_each, sample)
-    found = [o.row_id for bounds in parts for o in expected_objects(state, bounds, sample)]
-    assert len(found) == len(set(found)) == rows
+    found = [row_id for part in expected_rows(state, rows_each, sample) for row_id in part["row_id"].to_pylist()]
+    assert len(found) == len(set(found)) == count_expected(state, sample)
     return sorted(found)
 
 
@@ -391,9 +416,8 @@ def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, b
     job, state, _ = moved(tmp_path, origin, s3, bucket)
     unknown = replace(access(s3), keys=("AKIAUNKNOWN", "x", None))
     store = open_store(job.destination.uri, unknown, state.spool_dir)
-    _, (bounds,) = verify_parts(state, 100)
     with pytest.raises(Fatal):
-        asyncio.run(verify.read_back(store, expected_objects(state, bounds), 2, Progress()))
+        asyncio.run(verify.read_back(store, expected_objects(state), 2, Progress()))
 
 
 class PartlyBroken:
@@ -416,8 +440,7 @@ def test_an_object_that_cannot_be_read_is_counted(
     _, state, store = moved(tmp_path, origin, s3, bucket)
     damage(s3, bucket)
     flaky: Any = PartlyBroken(store, lambda key: key == "3.jpg")
-    _, (bounds,) = verify_parts(state, 100)
-    result = asyncio.run(verify.read_back(flaky, expected_objects(state, bounds), 2, Progress()))
+    result = asyncio.run(verify.read_back(flaky, expected_objects(state), 2, Progress()))
     assert (result.checked, result.missing, result.altered, result.unread) == (4, 1, 2, 1)
     assert result.unread_first.startswith("3.jpg: ")
     assert "3.jpg" not in {outcome.key for outcome in result.wrong}
@@ -446,8 +469,7 @@ def test_a_paused_verification_reads_nothing(
     """A paused verification reads nothing until it is resumed."""
     monkeypatch.setattr(verify, "PAUSED_S", 0.01)
     _, state, store = moved(tmp_path, origin, s3, bucket)
-    _, (bounds,) = verify_parts(state, 100)
-    outcomes, progress = expected_objects(state, bounds), Progress()
+    outcomes, progress = expected_objects(state), Progress()
     progress.pause(True)
 
     async def pause_and_go_on() -> verify.Verified:
