@@ -65,7 +65,7 @@ def make_pool(prefect_api: Prefect, name: str, kind: str) -> None:
 @contextlib.contextmanager
 def worker(cli: Cli, pool: str, log: Path, *options: str, **more: str) -> Iterator[Callable[[], str]]:
     """Run a process worker in the project's root, with ``more`` in its environment, and provide its log."""
-    environment = {**cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "0.5", "PYTHONDONTWRITEBYTECODE": "1", **more}
+    environment = {**cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONDONTWRITEBYTECODE": "1", **more}
     arguments = ["prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
     with log.open("ab") as output:
         process = subprocess.Popen(

@@ -264,7 +264,8 @@ class Prefect:
 
     def runs(self, job: str, flow: str = "migrate") -> list[dict[str, Any]]:
         """Returns the job's flow runs, oldest first."""
-        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
+        named = {"flow_runs": {"name": {"like_": job}}} if job else {}
+        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC", **named}
         runs: list[dict[str, Any]] = self.post("flow_runs/filter", asked)
         return [run for run in runs if run["name"].startswith(job)]
 
@@ -407,13 +408,14 @@ def serve(origin: Origin, count: int, folder: str = "images") -> tuple[list[dict
 def wait_for(what: str, test: Callable[[], Any], within_s: float = 90.0, every_s: float = 0.05) -> Any:
     """Returns the first true result of ``test``. Fails after ``within_s``.
 
-    A costly test, such as a command, is called more seldom: half of the time is left to what is tested.
+    A costly test, such as a request or a command, is called more seldom, with pauses of up to a second: the processor
+    is for what is tested.
     """
     deadline = time.monotonic() + within_s
     while (began := time.monotonic()) < deadline:
         if answer := test():
             return answer
-        time.sleep(max(every_s, min(time.monotonic() - began, 0.5)))
+        time.sleep(max(every_s, min(9 * (time.monotonic() - began), 1.0)))
     pytest.fail(f"waited {within_s:.0f} s in vain for: {what}")
 
 

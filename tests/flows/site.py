@@ -58,7 +58,7 @@ class Site:
             },
             self.journal[0],
         )
-        of_the_tests = {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "0.5"}
+        of_the_tests = {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
         self.worker = unit(
             "worker",
             {

@@ -68,7 +68,7 @@ class Prefect:
             **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_"))},
             **quiet_environment(server.home),
             "PREFECT_API_URL": self.url,
-            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             **extra,
         }
