@@ -408,14 +408,14 @@ def serve(origin: Origin, count: int, folder: str = "images") -> tuple[list[dict
 def wait_for(what: str, test: Callable[[], Any], within_s: float = 90.0, every_s: float = 0.05) -> Any:
     """Returns the first true result of ``test``. Fails after ``within_s``.
 
-    A costly test, such as a request or a command, is called more seldom, with pauses of up to a second: the processor
-    is for what is tested.
+    A costly test, such as a request or a command, is called more seldom, with pauses of up to half a second: the
+    processor is for what is tested.
     """
     deadline = time.monotonic() + within_s
     while (began := time.monotonic()) < deadline:
         if answer := test():
             return answer
-        time.sleep(max(every_s, min(9 * (time.monotonic() - began), 1.0)))
+        time.sleep(max(every_s, min(4 * (time.monotonic() - began), 0.5)))
     pytest.fail(f"waited {within_s:.0f} s in vain for: {what}")
 
 
