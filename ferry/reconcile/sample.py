@@ -115,6 +115,7 @@ def expected_rows(state: State, rows_each: int, sample: Sample = EVERYTHING) -> 
                 table = pa.Table.from_batches([*held, batch])
                 if table.num_rows >= rows_each:
                     yield table.slice(0, rows_each)
-                held = table.slice(rows_each if table.num_rows >= rows_each else 0).to_batches()
+                    table = table.slice(rows_each)
+                held = table.to_batches()
         if held:
             yield pa.Table.from_batches(held)

@@ -264,9 +264,8 @@ class Prefect:
 
     def runs(self, job: str, flow: str = "migrate") -> list[dict[str, Any]]:
         """Returns the job's flow runs, oldest first."""
-        named = {"flow_runs": {"name": {"like_": job}}} if job else {}
-        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC", **named}
-        runs: list[dict[str, Any]] = self.post("flow_runs/filter", asked)
+        named = {"flows": {"name": {"any_": [flow]}}, "flow_runs": {"name": {"like_": job}}}
+        runs: list[dict[str, Any]] = self.post("flow_runs/filter", {**named, "sort": "START_TIME_ASC"})
         return [run for run in runs if run["name"].startswith(job)]
 
     def chunk_states(self, run: Mapping[str, Any]) -> list[str]:
