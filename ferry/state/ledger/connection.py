@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import pyarrow as pa
+
 from ferry.core import Fatal, UserError, disk_error
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ def connect(spool_dir: Path) -> duckdb.DuckDBPyConnection:
     """Returns a DuckDB connection that is limited to MEMORY, spills to ``spool_dir`` and downloads no extension."""
     import duckdb  # imported here, since processes that transfer do not need it
 
+    # Arrow keeps what the step before has freed: up to 230 MB beside MEMORY after a fold.
+    pa.default_memory_pool().release_unused()
     spool_dir.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect()
     con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")

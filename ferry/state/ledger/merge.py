@@ -64,7 +64,9 @@ class Merge:
         changes = [source for source in sources if source is not self.base]
         lines = sum(source.rows for source in changes)
         self.small = self.base is None and is_small(lines)
-        self.ranges = [EVERY_ROW] if self.small else row_ranges(lines, LINES_AT_ONCE)
+        # The history of a range holds the base's lines of its rows too.
+        at_once = LINES_AT_ONCE if self.base is None else LINES_AT_ONCE // 2
+        self.ranges = [EVERY_ROW] if self.small else row_ranges(lines, at_once)
         self._paths = [str(source.path) for source in changes if self.small or source.readable_in_place]
         self._folder = scratch_path(con, "merge")
         self._buckets = Buckets(self._folder, self.ranges)
