@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 T = TypeVar("T")
 FOLDER = Path(os.environ["FERRY_FAULTS"]) if os.environ.get("FERRY_FAULTS") else None
 LONG = FOLDER is not None
+only_long = pytest.mark.skipif(not LONG, reason="takes minutes: `make faults`")
 
 
 def some(quick: int, long: int) -> int:

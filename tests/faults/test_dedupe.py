@@ -126,8 +126,8 @@ class Life:
 
 
 def test_every_row_has_its_own_bytes(origin: Origin, tmp_path: Path, tried: Callable[..., None]) -> None:
-    """300 lists (12 in the quick run): bytes, attributes and claims are those of a job without dedupe."""
-    lives, saved = some(12, 300), 0
+    """300 lists (5 in the quick run): bytes, attributes and claims are those of a job without dedupe."""
+    lives, saved = some(5, 300), 0
     for seed in range(lives):
         seeded = random.Random(seed)
         sort: Any = {

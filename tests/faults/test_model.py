@@ -345,7 +345,7 @@ def ledger_time() -> float:
 def test_any_order_of_work_and_crashes() -> None:
     """Rules in any order, deaths at any write: the invariant and the rules' own claims hold."""
     Recovery.lives = Recovery.deaths = 0
-    lives = some(8, 150)
+    lives = some(5, 150)
     Recovery.TestCase.settings = settings(
         max_examples=lives, stateful_step_count=some(12, 25), deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),

@@ -72,7 +72,7 @@ def test_every_moment_of_two_runs(
     assert len(disk.steps) > 100
     kinds: tuple[How, ...] = ("nothing", "everything", "chance", "chance")
     cases = [(count, how, number) for count in range(len(disk.steps) + 1) for number, how in enumerate(kinds)]
-    chosen = each(cases, 30)
+    chosen = each(cases, 15)
     for count, how, number in chosen:
         where = tmp_path / "cut" / f"{count}-{number}"
         folder = disk.after_cut(count, how, where, random.Random(count * 10 + number))

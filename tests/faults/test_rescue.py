@@ -28,13 +28,12 @@ from flows.deploying.rescue import Ending, ending
 from flows.running import prefect_state
 from flows.server.local import LocalServer
 from tasks.dead_runs import PID, TIMES
-from tests.faults.amount import LONG
+from tests.faults.amount import only_long
 from tests.flows.deployed import Deployed, worker
 from tests.flows.project import Cli, Project, fold, serve, wait_for
 from tests.flows.receivers import UI, Receiver, a_webhook, save
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-takes_minutes = pytest.mark.skipif(not LONG, reason="takes minutes: `make faults`")
 
 BOUND_S = 240.0  # for what takes seconds; the delay of a minute is in it
 SHORT = Delays(restart_s=20.0, crash_s=60.0, machine_s=75.0, heartbeat_s=240.0)
@@ -118,7 +117,7 @@ def site(project: Project, cli: Cli, origin: Origin, prefect_local: LocalServer,
                 client.delete_automation(automation.id)
 
 
-@takes_minutes
+@only_long
 def test_terminated_and_killed(site: Site, cli: Cli, tmp_path: Path) -> None:
     """The same run continues after a SIGTERM, and after a SIGKILL: it ends Completed with all rows, nothing that was
     recorded is fetched again after the SIGTERM, nobody is told of a failure, and its log says that it continues."""
@@ -142,7 +141,7 @@ def test_terminated_and_killed(site: Site, cli: Cli, tmp_path: Path) -> None:
     assert site.told.got == []
 
 
-@takes_minutes
+@only_long
 def test_a_run_that_keeps_dying(site: Site, cli: Cli, tmp_path: Path) -> None:
     """Killed three times within the hour it is Failed, its people are told of that alone, and no process continues it.
 
@@ -166,7 +165,7 @@ def ancestors(pid: int) -> list[int]:
     return found
 
 
-@takes_minutes
+@only_long
 def test_a_machine_that_is_lost(site: Site, cli: Cli, tmp_path: Path) -> None:
     """The run's process and its worker are gone at once, and none reports it: the same run continues on another worker
     without anything that an operator does. It ends Completed with all rows, and an alarm tells of nothing."""
@@ -188,7 +187,7 @@ def test_a_machine_that_is_lost(site: Site, cli: Cli, tmp_path: Path) -> None:
     assert site.told.got == []
 
 
-@takes_minutes
+@only_long
 def test_a_run_that_was_not_heard_and_lives(site: Site, cli: Cli, tmp_path: Path) -> None:
     """Its heartbeats stop, as after an absence of the server's: it leaves, another process continues, and no row is
     lost or moved twice."""
@@ -206,7 +205,7 @@ def test_a_run_that_was_not_heard_and_lives(site: Site, cli: Cli, tmp_path: Path
     assert site.told.got == []
 
 
-@takes_minutes
+@only_long
 def test_a_worker_that_is_stopped_and_comes_back(site: Site, cli: Cli, tmp_path: Path) -> None:
     """What `systemctl stop` of the worker does (deployments/stop_runs.sh, then the worker): the run waits, and the
     next worker ends it."""
@@ -225,7 +224,7 @@ def test_a_worker_that_is_stopped_and_comes_back(site: Site, cli: Cli, tmp_path:
     assert site.told.got == []
 
 
-@takes_minutes
+@only_long
 def test_cancelled_is_cancelled(site: Site, cli: Cli, tmp_path: Path) -> None:
     """A run that is cancelled at Prefect, whose worker sends it SIGTERM as well, is Cancelled and stays so."""
     with worker(cli, site.deployed.pool, tmp_path / "worker.log"):

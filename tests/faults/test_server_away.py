@@ -18,7 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from demo.origin import Origin
 from flows.running import concurrency_slot
 from flows.server.local import LocalServer
-from tests.faults.amount import LONG
+from tests.faults.amount import only_long
 from tests.faults.flow_runs import ALONE, begin, check, recorded_runs
 from tests.flows.project import Environment, Prefect, Project, fold, processes_with, wait_for
 
@@ -26,7 +26,6 @@ AWAY_S = 125
 AT_THE_END_S = 90.0  # more than the minute for which Prefect's client tries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-only_long = pytest.mark.skipif(not LONG, reason="takes minutes: `make faults`")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import pytest
 
 from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
-from tests.faults.amount import LONG, each
+from tests.faults.amount import each, only_long
 from tests.faults.flow_runs import ALONE, BOUND_S, begin, recorded_runs
 from tests.flows.project import TRACEBACK, Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
@@ -28,7 +28,6 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 CASES = list(product(CODES, (1, 2), ("group", "process")))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-only_long = pytest.mark.skipif(not LONG, reason="takes longer than 10 s: `make faults`")
 
 
 @pytest.mark.parametrize(("number", "processes", "whom"), each(CASES, 1))

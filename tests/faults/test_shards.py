@@ -22,6 +22,7 @@ import pytest
 from demo.origin import Origin
 from ferry.state import State, open_state
 from tasks.shards.files import SETTINGS
+from tests.faults.amount import only_long
 from tests.flows.deployed import Deployed, worker
 from tests.flows.project import ROOT, Cli, Forked, Prefect, Project, serve, wait_for
 from tests.support.helpers import access
@@ -286,6 +287,7 @@ def test_cancelled(workers: Machines, project: Project, origin: Origin) -> None:
     assert origin.total == total
 
 
+@only_long  # beside test_machines.py, where a machine is cut off and comes back
 def test_a_shard_that_is_suspended(workers: Machines, project: Project, origin: Origin) -> None:
     """It counts as dead, another process does its rows, and it stops before its next write when it comes back."""
     job = Job(workers, project, origin, 300)
@@ -327,6 +329,7 @@ def test_another_version(workers: Machines, project: Project, origin: Origin) ->
     job.check()
 
 
+@only_long  # beside test_a_shard_that_is_killed
 def test_a_worker_that_is_killed_with_its_shard(workers: Machines, project: Project, origin: Origin) -> None:
     """As a machine that loses its power; its work goes to another."""
     workers.start_workers(1)
