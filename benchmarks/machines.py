@@ -200,8 +200,8 @@ def killed(bench: Bench, rows: int) -> float:
 def limited(bench: Bench, rows: int, machines: int) -> tuple[float, float]:
     """Returns what an origin of 200 requests per second answered per second, and the share that it refused.
 
-    Both are of the time from when all machines transfer until the first one may have no rows left, the share from ten
-    seconds later on. Each machine has one shard; the run begins with its own while the others start.
+    Both are of the time from when all machines transfer until 70% are stored (90% with one machine), the share from
+    ten seconds later on. Each machine has one shard; the run begins with its own while the others start.
     """
     run = Run(bench, rows, machines, "limited")
     while run.look() and (not run.stored() or len(run.first) < machines - 1):

@@ -17,7 +17,7 @@ import pytest
 T = TypeVar("T")
 FOLDER = Path(os.environ["FERRY_FAULTS"]) if os.environ.get("FERRY_FAULTS") else None
 LONG = FOLDER is not None
-only_long = pytest.mark.skipif(not LONG, reason="takes minutes: `make faults`")
+only_long = pytest.mark.skipif(not LONG, reason="in `make faults` alone")
 
 
 def some(quick: int, long: int) -> int:

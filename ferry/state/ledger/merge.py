@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
-LINES_AT_ONCE = 125_000  # of one range, about 600 bytes each; also the lines of a row group
+LINES_AT_ONCE = 125_000  # of one range (beside a base half of it), about 600 bytes each; also of a row group
 # Of a row's outcomes the greatest by this SQL counts: the latest run's, of these the last attempt's. Of one attempt an
 # object that was stored beats a failure whichever came later: a process that was taken for dead may fail where its
 # successor has succeeded. Then the latest, since a clock may step back.
