@@ -10,7 +10,7 @@ more machines says nothing. The first moment is when all machines transfer, at t
 | start of a shard | from its submission to its first outcome in the state |
 | requests | of all machines to Prefect's API, by the server's log |
 | after a kill | from SIGKILL of a shard's process to the first outcome of the next attempt |
-| limited origin | answers per second while all are at work, by the log of an origin that refuses more than 200 |
+| limited origin | objects per second (see `limited`), by the log of an origin that refuses more than 200 requests |
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ looked at twice a second.
 | step | what it is |
 |---|---|
 | first plan | of a list that no run has seen |
-| first end | of a run: the fold of the outcomes of all rows, then the counts of its summary |
+| first end | of that run: the fold of the outcomes of all rows, then the counts of its summary |
 | rerun | the plan of the same list once every row is done |
 | delta plan | of a list in which 1% of the rows have other ETags |
-| delta end | of the outcomes of these |
+| delta end | of that run: the fold of their outcomes, then the counts |
 | status, failures, report, export | what the commands read and write, without their start |
 | verify --list | the ledger beside a listing that has all of its objects |
 | verify | what a verification that reads objects takes from the ledger: the outcomes of all of them, in parts |
