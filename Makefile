@@ -79,7 +79,7 @@ coverage: .venv/.installed-dev postgresql proxies webservers machines monitoring
 	$(BIN)/coverage run -m pytest -n 4 tests; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report --sort=miss
 
-# What `make test` tries a few times of, tried in full; prints a table.
+# What the tiers try a few cases of, tried in full; prints a table.
 faults: .venv/.installed-dev postgresql machines
 	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
 

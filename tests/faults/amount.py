@@ -1,4 +1,4 @@
-"""How much is tried. `make test` runs the quick part of the fault experiments, `make faults` all of it.
+"""How much is tried. The tiers (`make test-all`) run the quick part of the fault experiments, `make faults` all of it.
 
 `FERRY_FAULTS` names the folder for the table's lines; where it is not set, the run is a quick one.
 """
@@ -21,7 +21,7 @@ only_long = pytest.mark.skipif(not LONG, reason="in `make faults` alone")
 
 
 def some(quick: int, long: int) -> int:
-    """How many cases: few in `make test`, many in `make faults`."""
+    """How many cases: few in the tiers, many in `make faults`."""
     return long if LONG else quick
 
 

@@ -28,7 +28,7 @@ from flows.deploying.rescue import Ending, ending
 from flows.running import prefect_state
 from flows.server.local import LocalServer
 from tasks.dead_runs import PID, TIMES
-from tests.faults.amount import only_long
+from tests.faults.amount import book, only_long
 from tests.flows.deployed import Deployed, worker
 from tests.flows.project import Cli, Project, fold, serve, wait_for
 from tests.flows.receivers import UI, Receiver, a_webhook, save
@@ -90,6 +90,12 @@ class Site:
             "a heartbeat", lambda: self.client.request("POST", "/events/filter", json=asked).json()["events"], BOUND_S
         )
 
+    def check(self, fault: str) -> None:
+        """Everything is there."""
+        stored = self.project.stored()
+        book(fault, lost=sum(stored.get(key) != body for key, body in self.bodies.items()))
+        assert stored == self.bodies
+
     def logged(self, id_: UUID, words: str) -> bool:
         asked = {"logs": {"flow_run_id": {"any_": [str(id_)]}}, "limit": 200}
         return any(words in one["message"] for one in self.client.request("POST", "/logs/filter", json=asked).json())
@@ -134,7 +140,7 @@ def test_terminated_and_killed(site: Site, cli: Cli, tmp_path: Path) -> None:
         assert third != killed
         site.origin.latency_s = 0.0
         site.until(id_, "Completed")
-    assert site.project.stored() == site.bodies
+    site.check("the process of a deployment's run is terminated, then killed")
     assert all(site.origin.requests[f"/{key}"] == before[f"/{key}"] for key in recorded)
     assert site.run(id_).run_count == 3
     assert wait_for("its log", lambda: site.logged(id_, "start 3 of this run: it resumes"))
@@ -182,7 +188,7 @@ def test_a_machine_that_is_lost(site: Site, cli: Cli, tmp_path: Path) -> None:
         assert "no heartbeat for 75 seconds" in site.until(id_, "AwaitingRetry")
         site.origin.latency_s = 0.0
         site.until(id_, "Completed")
-    assert site.project.stored() == site.bodies
+    site.check("a run's process and its worker are lost")
     assert site.run(id_).run_count == 2
     assert site.told.got == []
 
@@ -200,7 +206,7 @@ def test_a_run_that_was_not_heard_and_lives(site: Site, cli: Cli, tmp_path: Path
         assert second != first
         site.origin.latency_s = 0.0
         site.until(id_, "Completed")
-    assert site.project.stored() == site.bodies
+    site.check("heartbeats stop while the process lives")
     assert set(site.origin.requests.values()) == {1}
     assert site.told.got == []
 
@@ -220,7 +226,7 @@ def test_a_worker_that_is_stopped_and_comes_back(site: Site, cli: Cli, tmp_path:
     site.origin.latency_s = 0.0
     with worker(cli, site.deployed.pool, log):
         site.until(id_, "Completed")
-    assert site.project.stored() == site.bodies
+    site.check("a worker is stopped and comes back")
     assert site.told.got == []
 
 

@@ -22,7 +22,7 @@ import pytest
 from demo.origin import Origin
 from ferry.state import State, open_state
 from tasks.shards.files import SETTINGS
-from tests.faults.amount import only_long
+from tests.faults.amount import book, only_long
 from tests.flows.deployed import Deployed, worker
 from tests.flows.project import ROOT, Cli, Forked, Prefect, Project, serve, wait_for
 from tests.support.helpers import access
@@ -145,9 +145,12 @@ class Job:
         wait_for("shards that move", busy, SOON_S, every_s=0.3)
         return [run for run in self.machines.shards(self.parent) if run["state_type"] == "RUNNING"]
 
-    def check(self, most_twice: int = 0) -> None:
+    def check(self, most_twice: int = 0, *, fault: str = "") -> None:
         """Everything is there, each row copied, and no more objects asked for twice than were in flight."""
-        assert self.project.stored() == self.bodies
+        stored = self.project.stored()
+        if fault:
+            book(fault, lost=sum(stored.get(key) != body for key, body in self.bodies.items()))
+        assert stored == self.bodies
         assert {line["status"] for line in self.outcomes()} <= {"copied", "unchanged"}
         assert len({line["row_id"] for line in self.outcomes()}) == len(self.bodies)
         twice = {path: count for path, count in Counter(self.origin.requests).items() if count > 1}
@@ -185,7 +188,7 @@ def test_no_worker_at_all(machines: Machines, project: Project, origin: Origin) 
     wait_for("a shard", lambda: job.files.list("shards", "0000"), SOON_S)
     report = job.end(process)
     assert stored(report) == 160
-    job.check()
+    job.check(fault="no worker for the shards")
     (run,) = machines.api.runs(machines.name)[-1:]
     asked = {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "TIMESTAMP_ASC"}
     said = "\n".join(line["message"] for line in machines.api.post("logs/filter", asked))
@@ -237,7 +240,8 @@ def test_a_shard_that_is_killed(workers: Machines, project: Project, origin: Ori
     origin.latency_s = FAST_S
     report = job.end(process)
     assert stored(report) == 300
-    job.check(most_twice=6 + 2 * 6 * 4)  # in flight, and recorded at the next write, at most 2 s later
+    # in flight, and recorded at the next write, at most 2 s later
+    job.check(most_twice=6 + 2 * 6 * 4, fault="a shard is killed")
     states = {run["id"]: run["state_type"] for run in workers.shards(parent)}
     assert states[killed["id"]] == "CRASHED"
     assert "COMPLETED" in states.values()
@@ -260,7 +264,7 @@ def test_a_run_that_is_killed(workers: Machines, project: Project, origin: Origi
     origin.latency_s = FAST_S
     report = job.end(second)
     assert stored(report) == 300
-    job.check(most_twice=80)
+    job.check(most_twice=80, fault="the run of several machines is killed, and run again")
 
 
 def _ended(machines: Machines, run: str) -> str | None:
@@ -306,7 +310,7 @@ def test_a_shard_that_is_suspended(workers: Machines, project: Project, origin: 
     report = job.end(process)
     assert stored(report) == 300
     wait_for("the zombie's end", lambda: not Path(f"/proc/{pid}").exists(), SOON_S)
-    job.check(most_twice=60)
+    job.check(most_twice=60, fault="a shard is suspended and comes back")
     states = {run["id"]: run["state_type"] for run in workers.shards(parent)}
     assert states[zombie["id"]] in ("CRASHED", "CANCELLED")  # as the run has it, or as the process says at its end
 
@@ -326,7 +330,7 @@ def test_another_version(workers: Machines, project: Project, origin: Origin) ->
     refused = [run["state"]["message"] for run in workers.shards(parent) if run["state_type"] == "FAILED"]
     assert refused
     assert all("and that of the run is 0.0.1 0123456789abcdef. Install the same version" in one for one in refused)
-    job.check()
+    job.check(fault="workers with other sources")
 
 
 @only_long  # beside test_a_shard_that_is_killed
@@ -344,7 +348,7 @@ def test_a_worker_that_is_killed_with_its_shard(workers: Machines, project: Proj
     origin.latency_s = FAST_S
     report = job.end(process)
     assert stored(report) == 300
-    job.check(most_twice=60)
+    job.check(most_twice=60, fault="a worker is killed with its shard")
 
 
 def test_the_module_uses_sources_of_this_checkout() -> None:
