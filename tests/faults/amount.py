@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,3 +38,8 @@ def book(fault: str, times: int = 1, *, lost: int = 0, failed: bool = False) -> 
         line: dict[str, Any] = {"fault": fault, "times": times, "lost": lost, "failed": failed}
         with (FOLDER / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def book_lost(fault: str, stored: Mapping[str, bytes], bodies: Mapping[str, bytes]) -> None:
+    """The same, for a test that compares all objects: the lost ones are missing, or have other bytes."""
+    book(fault, lost=sum(stored.get(key) != body for key, body in bodies.items()))

@@ -26,7 +26,7 @@ from demo.origin import Origin
 from demo.s3 import S3Server
 from ferry.state import open_state
 from tasks.shards.files import SETTINGS
-from tests.faults.amount import LONG, book, some
+from tests.faults.amount import LONG, book_lost, some
 from tests.flows.project import Cli, Project, serve, wait_for
 from tests.support.helpers import access
 from tests.support.lab import Lab, engines_of
@@ -137,8 +137,7 @@ class Migration:
     def check(self, what: str, most_twice: int) -> None:
         """Nothing is lost, nothing moved twice beyond what was in flight, and the ledger has one line for each row."""
         stored = self.project.stored()
-        lost = sum(stored.get(key) != body for key, body in self.bodies.items())
-        book(what, lost=lost)
+        book_lost(what, stored, self.bodies)
         assert stored == self.bodies
         lines = self.outcomes()
         statuses = Counter(line["status"] for line in lines)

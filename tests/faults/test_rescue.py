@@ -28,7 +28,7 @@ from flows.deploying.rescue import Ending, ending
 from flows.running import prefect_state
 from flows.server.local import LocalServer
 from tasks.dead_runs import PID, TIMES
-from tests.faults.amount import book, only_long
+from tests.faults.amount import book_lost, only_long
 from tests.flows.deployed import Deployed, worker
 from tests.flows.project import Cli, Project, fold, serve, wait_for
 from tests.flows.receivers import UI, Receiver, a_webhook, save
@@ -93,7 +93,7 @@ class Site:
     def check(self, fault: str) -> None:
         """Everything is there."""
         stored = self.project.stored()
-        book(fault, lost=sum(stored.get(key) != body for key, body in self.bodies.items()))
+        book_lost(fault, stored, self.bodies)
         assert stored == self.bodies
 
     def logged(self, id_: UUID, words: str) -> bool:

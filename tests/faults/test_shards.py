@@ -22,7 +22,7 @@ import pytest
 from demo.origin import Origin
 from ferry.state import State, open_state
 from tasks.shards.files import SETTINGS
-from tests.faults.amount import book, only_long
+from tests.faults.amount import book_lost, only_long
 from tests.flows.deployed import Deployed, worker
 from tests.flows.project import ROOT, Cli, Forked, Prefect, Project, serve, wait_for
 from tests.support.helpers import access
@@ -149,7 +149,7 @@ class Job:
         """Everything is there, each row copied, and no more objects asked for twice than were in flight."""
         stored = self.project.stored()
         if fault:
-            book(fault, lost=sum(stored.get(key) != body for key, body in self.bodies.items()))
+            book_lost(fault, stored, self.bodies)
         assert stored == self.bodies
         assert {line["status"] for line in self.outcomes()} <= {"copied", "unchanged"}
         assert len({line["row_id"] for line in self.outcomes()}) == len(self.bodies)
