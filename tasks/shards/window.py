@@ -47,6 +47,7 @@ class Shards:
         self._active: list[ShardHandle] = []
         self._submitting = False  # a shard is neither in the queue nor active
         self._to_record: list[tuple[UUID, State[Any]]] = []  # ends that Prefect does not have yet
+        self._taken_over: deque[ShardHandle] = deque()  # from the workers, and maybe not said why
         self._warned: set[str] = set()
         self._refusals = 0
         self._written: SharedOrders | None = None
@@ -76,6 +77,7 @@ class Shards:
                 if self._claim(handle.shard):
                     state: State[Any] = Cancelled(message="no worker had begun this shard; the run transfers it")
                     self._drop(handle, state)
+                    self._taken_over.append(handle)
                     return self._own(handle.shard)
         return ()
 
@@ -126,8 +128,10 @@ class Shards:
                     self._fail(error if isinstance(error, FerryError) else Fatal(f"unexpected {error!r}"))
                 looked = time.monotonic()
             self._write_orders()
+            self._explain_taken_over()
             self._record_ends()
         self._stop()
+        self._explain_taken_over()
         self._record_ends()
 
     def _stop(self) -> None:
@@ -190,14 +194,24 @@ class Shards:
             self._hint(handle, state.name or "" if state is not None else "")
 
     def _hint(self, handle: ShardHandle, state: str) -> None:
-        """Say why no worker has begun a shard."""
-        if time.monotonic() - handle.submitted_at < self._settings.hint_s:
-            return
+        """Say why no worker has begun a shard, after a while."""
+        if time.monotonic() - handle.submitted_at >= self._settings.hint_s and (hint := self._new_hint(handle, state)):
+            self._log.warning(f"shard {handle.shard.number} waits, and the run continues without it: {hint}")
+
+    def _explain_taken_over(self) -> None:
+        """Say why no worker had begun a shard that the run took before any look could say it: looks may be slow."""
+        while self._taken_over:
+            handle = self._taken_over.popleft()
+            if not handle.hint and (hint := self._new_hint(handle, "")):
+                self._log.warning(f"shard {handle.shard.number} waited, and the run transfers it itself: {hint}")
+
+    def _new_hint(self, handle: ShardHandle, state: str) -> str:
+        """Returns why no worker has begun a shard, if that can be told and was not said yet."""
         with contextlib.suppress(*prefect_api.API_ERRORS), prefect_api.polling_client() as client:
             hint = work_pools.look(client, state, self._deployment.work_pool_name) or ""
-            if hint and hint != handle.hint:
-                self._log.warning(f"shard {handle.shard.number} waits, and the run continues without it: {hint}")
-            handle.hint = hint
+            before, handle.hint = handle.hint, hint
+            return hint if hint != before else ""
+        return ""
 
     def _runs_at_prefect(self) -> dict[UUID, FlowRun]:
         with contextlib.suppress(*prefect_api.API_ERRORS), prefect_api.polling_client() as client:

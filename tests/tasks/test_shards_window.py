@@ -207,6 +207,20 @@ def test_a_shard_that_no_process_begins(site: Site) -> None:
     assert site.run.incomplete == {}
 
 
+@pytest.mark.parametrize("hint", ["the work pool `pool` has no online worker", None])
+def test_why_no_worker_had_begun_a_shard(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hint: str | None
+) -> None:
+    """It is said, once, also if the run took the shard before a look was due to say it, and ended at once."""
+    monkeypatch.setattr(work_pools, "look", lambda *_: hint)
+    with site.share(ref(1), ref(2), unclaimed_s=0.0, look_s=60.0, hint_s=60.0) as (_, shards):
+        assert soon(lambda: site.submitted)
+        assert soon(lambda: shards.take() == [ref(2)])
+        assert soon(lambda: shards.take() == [ref(1)])
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == ([f"shard 1 waited, and the run transfers it itself: {hint}"] if hint else [])
+
+
 def test_a_worker_that_comes_just_before_the_run(site: Site) -> None:
     """The run asks the state, not only its last look."""
     with site.share(ref(1), ref(2), unclaimed_s=0.0, look_s=5.0) as (_, shards):
