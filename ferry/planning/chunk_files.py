@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ferry.core import UserError
 from ferry.planning.contenders import hash_conditions
-from ferry.state import CHUNK_SCHEMA, ChunkRef, Spooled, State, digest_of, to_bytes, with_schema
+from ferry.state import CHUNK_SCHEMA, ChunkRef, Spooled, State, digest_of, release_freed, to_bytes, with_schema
 
 if TYPE_CHECKING:
     import duckdb
@@ -232,6 +232,7 @@ def _in_order(
     that was moved is sorted with the row that it comes after.
     """
     for span in _spans(con, "selected", f"reason {condition}", at_once):
+        release_freed(con)  # of the span before
         not_moved = "AND m.row_no NOT IN (SELECT row_no FROM moved_rows)" if moved else ""
         with_moved = f"UNION ALL BY NAME FROM {moved.sql()} WHERE place {span}" if moved else ""
         # small batches: DuckDB holds two of them, beside the table that is made of them

@@ -51,6 +51,7 @@ from ferry.state.ledger import (
     open_ledger,
     put_ledger_aside,
     refuse_lost_ledger,
+    release_freed,
     run_of,
     write_outcomes,
 )
@@ -195,6 +196,7 @@ __all__ = [
     "recorded_of",
     "refuse_held",
     "refuse_lost_ledger",
+    "release_freed",
     "row_ranges",
     "rows_of",
     "run_of",

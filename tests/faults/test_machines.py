@@ -47,6 +47,7 @@ def lab(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
     folder = tmp_path_factory.mktemp("lab")
     with Network(folder) as network:
         lab = Lab(folder, s3, network)
+        lab.query_s = some(1, 5)  # in the long form the server is away for two minutes
         try:
             has_clocks = Path(FAKETIME).exists()  # apt-get install faketime
             for clock_s in (0.0, AHEAD_S, -AHEAD_S):

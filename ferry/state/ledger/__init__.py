@@ -4,7 +4,7 @@ Runs append to `outcomes/`, and :func:`compact_ledger` folds into `ledger/`. A r
 each; merge.py says which of its outcomes counts.
 """
 
-from ferry.state.ledger.connection import DAMAGE_ADVICE, connect, refuse_damage, with_retries
+from ferry.state.ledger.connection import DAMAGE_ADVICE, connect, refuse_damage, release_freed, with_retries
 from ferry.state.ledger.files import (
     DAMAGED,
     append_outcomes,
@@ -35,6 +35,7 @@ __all__ = [
     "put_ledger_aside",
     "refuse_damage",
     "refuse_lost_ledger",
+    "release_freed",
     "run_of",
     "with_retries",
     "write_outcomes",

@@ -32,19 +32,26 @@ def connect(spool_dir: Path) -> duckdb.DuckDBPyConnection:
     """Returns a DuckDB connection that is limited to MEMORY, spills to ``spool_dir`` and downloads no extension."""
     import duckdb  # imported here, since processes that transfer do not need it
 
-    # Arrow keeps what the step before has freed: up to 230 MB beside MEMORY after a fold.
+    # what the step before has freed: up to 230 MB beside MEMORY after a fold
     pa.default_memory_pool().release_unused()
     spool_dir.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect()
     con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
     con.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
-    # MEMORY counts what DuckDB uses. Its allocator keeps up to 128 MB of what each thread has freed beside that.
-    con.execute("SET allocator_flush_threshold = '16MB'")
     (threads,) = con.execute("SELECT current_setting('threads')").fetchall()[0]
     con.execute(f"SET threads = {min(threads, MAX_THREADS)}")
     con.execute("SET temp_directory = ?", [str(spool_dir / f"duckdb-{secrets.token_hex(4)}")])
     con.execute("SET enable_progress_bar = false")
     return con
+
+
+def release_freed(con: duckdb.DuckDBPyConnection) -> None:
+    """Give the system back what DuckDB and Arrow have freed: up to 400 MB that they keep, and that MEMORY leaves out.
+
+    DuckDB's allocator is emptied whenever its limit is set, to whatever value; no other setting does it at once.
+    """
+    pa.default_memory_pool().release_unused()
+    con.execute(f"SET memory_limit = '{MEMORY}'")
 
 
 def scratch_path(con: duckdb.DuckDBPyConnection, name: str) -> Path:
