@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ferry.planning.chunk_files import DESCRIBED, load_held, position_chunks, read_chunks, refuse_damaged_chunks
-from ferry.state import EVERY_ROW, ChunkRef, OpenLedger, RowRange, Spooled, State, row_ranges
+from ferry.state import EVERY_ROW, ChunkRef, OpenLedger, RowRange, Spooled, State, release_freed, row_ranges
 
 if TYPE_CHECKING:
     import duckdb
@@ -66,6 +66,7 @@ class RowParts:
                 yield
                 continue
             for span in ["true"] if self.joined else self.spans():
+                release_freed(self._con)  # of the span before
                 self._view("manifest_rows", f"SELECT {_COLUMNS} FROM manifest WHERE {span}")
                 if not self._filled:
                     load_held(self._con, self._state, self._chunks)

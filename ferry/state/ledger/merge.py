@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ferry.core import disk_error
 from ferry.state.id_ranges import EVERY_ROW, RowRange, row_ranges
 from ferry.state.ledger.buckets import Buckets, as_outcomes
-from ferry.state.ledger.connection import scan, scratch_path
+from ferry.state.ledger.connection import release_freed, scan, scratch_path
 from ferry.state.ledger.sources import Source, choose_base, is_small
 from ferry.state.parquet import FOLD_SCHEMA, OUTCOME_SCHEMA, with_schema
 
@@ -125,6 +125,7 @@ class Merge:
                 yield as_outcomes(pa.Table.from_batches([batch]))
             return
         for number, rows in enumerate(self.ranges):
+            release_freed(self._con)  # of the range before
             lines = self._lines(number)
             self._buckets.delete(number)
             if len(lines):

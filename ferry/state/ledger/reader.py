@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ferry.state.files import State
 from ferry.state.id_ranges import EVERY_ROW, RowRange
-from ferry.state.ledger.connection import scan, scratch_path
+from ferry.state.ledger.connection import release_freed, scan, scratch_path
 from ferry.state.ledger.files import is_folded, ledger_files
 from ferry.state.ledger.merge import Merge
 from ferry.state.ledger.sources import Source, local_sources
@@ -28,6 +28,7 @@ class OpenLedger:
 
     def create_latest(self, rows: RowRange = EVERY_ROW) -> None:
         """Creates `latest`: the latest outcome of each row of the range. It replaces the view of another range."""
+        release_freed(self._con)  # of that range
         self._con.execute(f"CREATE OR REPLACE TEMP VIEW latest AS SELECT * FROM every_latest WHERE {rows.condition()}")
 
 
