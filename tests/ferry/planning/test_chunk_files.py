@@ -100,7 +100,7 @@ def test_new_rows_and_others_in_the_order_of_the_list(
 def test_each_span_begins_with_freed_memory(cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the span before has left is given back: otherwise plans of many rows take hundreds of MB more."""
     monkeypatch.setattr(chunk_files, "SORTED_ROWS", 2)
-    released = []
+    released: list[Any] = []
     monkeypatch.setattr(chunk_files, "release_freed", released.append)
     cutting.cut([(number, "new", 1) for number in range(1, 8)])
     assert released == [cutting.con] * 4
