@@ -1,7 +1,7 @@
 """What planning and folding take for 10 million rows: `python -m benchmarks.rows` (docs/explanation/performance.md).
 
 No byte is moved: a list is generated, and outcomes are written as chunks would write them. Each step runs in a process
-of its own. Its peak memory is the kernel's (getrusage), and its spool the largest size of the spool's files, which is
+of its own. Its peak memory is the kernel's (VmHWM), and its spool the largest size of the spool's files, which is
 looked at twice a second.
 
 | step | what it is |
