@@ -2,7 +2,7 @@
 
 It answers two questions without a transfer: the time and size of the plan of a delta run after 1% changed, and whether
 plan and state grow with the number of delta runs. Outcomes are written as chunks would write them. Planning and folding
-run in a process each, whose peak memory is the kernel's (getrusage).
+run in a process each, whose peak memory is the kernel's (VmHWM).
 """
 
 from __future__ import annotations
