@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
+from benchmarks.watch import memory_bytes
 from ferry.job.model import Job
 from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.planner import make_plan
@@ -54,13 +55,8 @@ def _apart(pipe: Any, work: Callable[..., Any], given: tuple[Any, ...]) -> None:
     started = time.perf_counter()
     answer = work(*given)
     seconds = time.perf_counter() - started
-    pipe.send((seconds, _peak_mb(), answer))
-
-
-def _peak_mb() -> float:
-    """The kernel's high-water mark of this process's memory (proc(5), VmHWM); ru_maxrss has the parent's in it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:"))
+    peak = memory_bytes(Path("/proc/self/status").read_bytes(), b"VmHWM:")
+    pipe.send((seconds, peak / 1e6, answer))
 
 
 def plan(job: Job, root: Path, run_no: int) -> Planned:

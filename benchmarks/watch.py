@@ -123,8 +123,8 @@ class _Sampler(threading.Thread):
         process.cpu_s = (int(numbers[11]) + int(numbers[12])) / _TICK
         if process.role == PLANNER:  # works in forks, some too short to be sampled
             process.cpu_s += (int(numbers[13]) + int(numbers[14])) / _TICK
-        process.rss = _kilobytes(status, b"VmRSS:")
-        process.peak = max(process.peak, _kilobytes(status, b"VmHWM:"))
+        process.rss = memory_bytes(status, b"VmRSS:")
+        process.peak = max(process.peak, memory_bytes(status, b"VmHWM:"))
 
     def _find_processes(self) -> None:
         todo = [self.main]
@@ -155,7 +155,8 @@ class _Sampler(threading.Thread):
         return next(pid for pid, process in self.processes.items() if process.role == role)
 
 
-def _kilobytes(status: bytes, name: bytes) -> int:
+def memory_bytes(status: bytes, name: bytes) -> int:
+    """Returns a size of /proc/PID/status (proc(5)). VmHWM is the peak of this process; ru_maxrss has its parent's."""
     after = status.partition(name)[2]
     return int(after.split(None, 1)[0]) * 1024 if after else 0
 

@@ -32,12 +32,11 @@ def connect(spool_dir: Path) -> duckdb.DuckDBPyConnection:
     """Returns a DuckDB connection that is limited to MEMORY, spills to ``spool_dir`` and downloads no extension."""
     import duckdb  # imported here, since processes that transfer do not need it
 
-    # what the step before has freed: up to 230 MB beside MEMORY after a fold
-    pa.default_memory_pool().release_unused()
     spool_dir.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect()
     con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
-    con.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
+    con.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
+    release_freed(con)  # by the step before: up to 230 MB after a fold
     (threads,) = con.execute("SELECT current_setting('threads')").fetchall()[0]
     con.execute(f"SET threads = {min(threads, MAX_THREADS)}")
     con.execute("SET temp_directory = ?", [str(spool_dir / f"duckdb-{secrets.token_hex(4)}")])
@@ -46,9 +45,9 @@ def connect(spool_dir: Path) -> duckdb.DuckDBPyConnection:
 
 
 def release_freed(con: duckdb.DuckDBPyConnection) -> None:
-    """Give the system back what DuckDB and Arrow have freed: up to 400 MB that they keep, and that MEMORY leaves out.
+    """Limit DuckDB to MEMORY, and give the system back what it and Arrow have freed: up to 400 MB beside MEMORY.
 
-    DuckDB's allocator is emptied whenever its limit is set, to whatever value; no other setting does it at once.
+    DuckDB empties its allocator whenever the limit is set, to whatever value.
     """
     pa.default_memory_pool().release_unused()
     con.execute(f"SET memory_limit = '{MEMORY}'")

@@ -17,7 +17,7 @@ import pytest
 from ferry.core.errors import UserError
 from ferry.core.records import Checked, Confirmed, ErrorClass, Outcome, Reason, Status
 from ferry.job.model import Job
-from ferry.planning import existing_objects
+from ferry.planning import existing_objects, row_parts
 from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.planner import make_plan
 from ferry.state import ledger
@@ -189,6 +189,15 @@ def test_parts_give_what_the_whole_gives(seed: int, tmp_path: Path, monkeypatch:
     assert Scenario(tmp_path / "parts", seed, 7).story() == whole
     if pa.__version__ == WRITER:
         assert digest(whole) == BEFORE[seed]
+
+
+def test_each_span_of_a_first_plan_begins_with_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the span before has left is given back."""
+    released: list[Any] = []
+    monkeypatch.setattr(row_parts, "release_freed", released.append)
+    scenario = Scenario(tmp_path / "site", 1, 7)
+    scenario.plan(1)
+    assert len(released) >= len(scenario.rows) / 7
 
 
 def test_a_refused_plan_leaves_nothing_in_the_spool(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ferry.state.bucket import BucketState, open_state
 from ferry.state.checksums import checked_name, encode_checked_json
 from ferry.state.files import DirectoryState
 from ferry.state.id_ranges import row_ranges
-from ferry.state.ledger import append_outcomes, buckets, compact_ledger, ledger_files, merge, sources
+from ferry.state.ledger import append_outcomes, buckets, compact_ledger, ledger_files, merge, reader, sources
 from ferry.state.parquet import encode_outcomes, read_table
 from tests.support.helpers import access, directory_state, later, latest, make_outcome, row_id
 
@@ -51,6 +51,21 @@ def two_files(state: Any) -> tuple[str, str]:
     append_outcomes(state, copies(range(5), 2), 2, "c", 0)
     whole, changes = compact_ledger(state, 2)
     return whole, changes
+
+
+def test_each_range_begins_with_freed_memory(state: DirectoryState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold gives back what the range before has left, and so does a reader of one range after the other."""
+    released: list[Any] = []
+    for module in (merge, reader):
+        monkeypatch.setattr(module, "release_freed", released.append)
+    append_outcomes(state, copies(range(100)), 1, "c", 0)
+    compact_ledger(state, 1)
+    assert len(released) == len(row_ranges(100, 8)) > 1
+    with ledger.connect(state.spool_dir) as con, ledger.open_ledger(con, state) as opened:
+        released.clear()
+        for part in row_ranges(100, 50):
+            opened.create_latest(part)
+    assert released == [con, con]
 
 
 def rank(outcome: Outcome) -> tuple[Any, ...]:
