@@ -10,14 +10,24 @@ import pyarrow as pa
 
 from ferry.core import UserError
 from ferry.planning.contenders import hash_conditions
-from ferry.state import CHUNK_SCHEMA, ChunkRef, Spooled, State, digest_of, release_freed, to_bytes, with_schema
+from ferry.state import (
+    CHUNK_SCHEMA,
+    ROWS_AT_ONCE,
+    ChunkRef,
+    Spooled,
+    State,
+    digest_of,
+    release_freed,
+    to_bytes,
+    with_schema,
+)
 
 if TYPE_CHECKING:
     import duckdb
 
 
 FILES_PER_STATEMENT = 500
-SORTED_ROWS = 1_000_000  # rows of the manifest that are sorted at once
+SORTED_ROWS = 500_000  # rows of the manifest that are sorted at once: a million take 160 MB more, and no less time
 BATCH_ROWS = 10_000  # that DuckDB gives out at a time
 
 # SQL for a hash of what the manifest says of an object. A chunk's row is stale once the manifest says something else.
@@ -90,7 +100,7 @@ def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[Chu
     position_chunks(con, chunks)
     con.execute("CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, position INTEGER, described UBIGINT)")
     with refuse_damaged_chunks():
-        for sql, given in read_chunks(state, chunks, SORTED_ROWS):
+        for sql, given in read_chunks(state, chunks, ROWS_AT_ONCE):
             con.execute(f"INSERT INTO held {sql}", given)
 
 

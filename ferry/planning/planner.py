@@ -212,7 +212,7 @@ class Planner:
         new = chunk_files.write_chunks(
             self.con, self.state, self.options.run_no, self._chunk_rows(counts, earlier),
             base=earlier.plan is None or self.job.mode == "full", dedupe=self.job.dedupe,
-            record_from=len(self._held) if hinted else None, at_once=self._at_once,
+            record_from=len(self._held) if hinted else None, at_once=min(self._at_once, chunk_files.SORTED_ROWS),
         )  # fmt: skip
         kept = chunk_files.without(chunks, new)
         positions = {chunk.digest: position for position, chunk in enumerate(self._held)}

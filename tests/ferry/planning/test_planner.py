@@ -18,13 +18,14 @@ from ferry.core.records import ErrorClass, Reason, Row, Status
 from ferry.job.model import Job
 from ferry.manifest import load
 from ferry.manifest.normalize import normalise
-from ferry.planning import planner
+from ferry.planning import chunk_files, planner
 from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.rules import Mode
 from ferry.state import lease, ledger, parquet
 from ferry.state.bucket import open_state
 from ferry.state.checksums import checked_name, decode_checked_json, encode_checked_json
 from ferry.state.files import DirectoryState, State
+from ferry.state.id_ranges import ROWS_AT_ONCE
 from ferry.state.ledger import append_outcomes, compact_ledger
 from ferry.state.plan_file import (
     LOCATION_FILE,
@@ -120,6 +121,17 @@ def test_rows_are_cut_span_by_span(span: int, tmp_path: Path) -> None:
     )
     assert [ref.rows for ref in at_once.chunks] == [10, 10, 10, 5]
     assert [ref.digest for ref in in_spans.chunks] == [ref.digest for ref in at_once.chunks]
+
+
+def test_fewer_rows_are_sorted_than_joined_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted rows have all columns: parts as long as those of the other steps do not fit into the memory."""
+    write_list(tmp_path / "list.csv", urls(*range(25)))
+    assert chunk_files.SORTED_ROWS < ROWS_AT_ONCE
+    monkeypatch.setattr(chunk_files, "SORTED_ROWS", 10)
+    released: list[object] = []
+    monkeypatch.setattr(chunk_files, "release_freed", released.append)
+    plan(job_in(tmp_path, chunk_rows=10), directory_state(tmp_path, "state"))
+    assert len(released) == 3  # once for each span
 
 
 def test_the_same_manifest_and_job_give_the_same_chunks(tmp_path: Path, state: DirectoryState) -> None:
