@@ -24,6 +24,7 @@ from PIL import Image
 from ferry.core.body import Body
 from ferry.core.errors import ObjectError
 from ferry.images import check_image, decode, decode_image
+from tests.support.memory import forget_peak, peak_bytes
 
 IN_MEMORY_BYTES = 8 * 1024 * 1024  # larger bodies are in the spool
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -307,11 +308,6 @@ def children() -> list[Path]:
             continue
 
 
-def resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 class PeakMemory:
     """Measures the peak of the memory of all decoder processes together in the block."""
 
@@ -346,8 +342,7 @@ def measure(bodies: list[bytes]) -> dict[str, Any]:
         except ObjectError as error:
             ends.append(f"{error.error_class}: {error.message}")
 
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM to what is resident now
-    before = resident("VmRSS:")
+    before = forget_peak()
     with tempfile.NamedTemporaryFile() as file, PeakMemory() as memory:
         threads = []
         for data in bodies:  # in memory or in the spool
@@ -361,7 +356,7 @@ def measure(bodies: list[bytes]) -> dict[str, Any]:
         for thread in threads:
             thread.join()
     return {
-        "size": sum(map(len, bodies)), "ends": ends, "peak": resident("VmHWM:") - before, "children": memory.peak_bytes,
+        "size": sum(map(len, bodies)), "ends": ends, "peak": peak_bytes() - before, "children": memory.peak_bytes,
     }  # fmt: skip
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
+
+from ferry.core.memory_budget import MIB
+from tests.support.memory import forget_peak, peak_bytes
 
 ONE_S = 20.0  # of a core, for one input
 
@@ -88,7 +90,7 @@ def try_all(
     Time is bounded for each input, in seconds of a core; memory for all of them: ``mib`` more than at the start.
     Returns how many were tried.
     """
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     for number in range(len(known) + count):
         given = known[number] if number < len(known) else make()
         try:
@@ -97,8 +99,8 @@ def try_all(
         except Exception as error:
             shown = repr(given) if len(repr(given)) < 4000 else repr(given)[:4000] + "..."
             raise AssertionError(f"input {number}: {type(error).__name__}: {error}: {shown}") from error
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < mib * 1024, f"{grown:,} KiB more memory than at the start"
+    grown = peak_bytes() - before
+    assert grown < mib * MIB, f"{grown:,} bytes more memory than at the start"
     return len(known) + count
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 
 from ferry.core.errors import ChunkIncomplete
+from ferry.core.memory_budget import MIB
 from ferry.job.model import Job
 from ferry.state import ledger, parquet
 from ferry.state.files import DirectoryState, State
@@ -26,6 +27,7 @@ from ferry.storage.access import Access
 from ferry.transfer.chunk import run_chunk
 from tasks.workers.tuning import limit_malloc_arenas
 from tests.support import helpers
+from tests.support.memory import peak_bytes
 
 
 def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
@@ -39,17 +41,17 @@ def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
         vars(connection)["MEMORY"] = setup["memory"]
     if what == "fold":
         ledger.compact_ledger(state, 1)
-        return {"peak_mb": peak_mb()}
+        return {"peak_mb": peak_bytes() / MIB}
     if what == "plan":
         planned = helpers.plan(job, state, server=access)
-        return {"rows": planned.rows, "chunks": len(planned.chunks), "peak_mb": peak_mb()}
+        return {"rows": planned.rows, "chunks": len(planned.chunks), "peak_mb": peak_bytes() / MIB}
     plan = read_plan(state)
     assert plan is not None
     with helpers.engine(job, state, access) as runtime:
         for ref in plan.chunks:
             with contextlib.suppress(ChunkIncomplete):
                 run_chunk(runtime, ref)
-    return {"peak_mb": peak_mb()}
+    return {"peak_mb": peak_bytes() / MIB}
 
 
 def write_outcomes(state: State, rows: int, files: int) -> None:
@@ -71,14 +73,6 @@ def write_outcomes(state: State, rows: int, files: int) -> None:
             table = parquet.add_missing_columns(relation.to_arrow_table(), parquet.OUTCOME_SCHEMA)
             outcomes = table.select(parquet.OUTCOME_SCHEMA.names).cast(parquet.OUTCOME_SCHEMA)
             ledger.write_outcomes(state, parquet.to_bytes(outcomes), 1, "c", part)
-
-
-def peak_mb() -> float:
-    """The kernel's high-water mark of this process's memory (proc(5), VmHWM); ru_maxrss has the parent's in it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("no VmHWM in /proc/self/status")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import resource
 import secrets
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from ferry.storage.provider import CannotCopy, Digests, Provider
 from tests.ferry.storage.test_azure import Unasked
 from tests.ferry.storage.test_azure_tokens import Entra, Fixed, identities, jwt, started
 from tests.servers.stores import Azurite, AzuriteHttps
+from tests.support.memory import forget_peak, peak_bytes
 
 ATTRIBUTES = {
     "Content-Type": "image/jpeg",
@@ -456,7 +456,7 @@ def test_a_large_body_within_memory(azurite: Azurite, bucket: str, tmp_path: Pat
             block = bytes([number % 251]) * 1_000_000
             md5.update(block)
             file.write(block)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
 
     async def test(container: AzureContainer) -> None:
         step, parts = container.part_bytes(size), []
@@ -475,7 +475,7 @@ def test_a_large_body_within_memory(azurite: Azurite, bucket: str, tmp_path: Pat
         assert back.hexdigest() == body.md5
 
     in_container(azurite, bucket, test)
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 60_000_000
+    assert peak_bytes() - before < 60_000_000
 
 
 # --- files of a state

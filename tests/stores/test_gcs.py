@@ -289,7 +289,7 @@ def test_the_preflight(fake: GcsServer) -> None:
 # --- uploads in parts
 
 IN_PARTS = r"""
-import asyncio, re, sys, os
+import asyncio, sys, os
 from pathlib import Path
 from ferry.core.body import Body, Spooled
 from ferry.storage.gcs import Anonymous, Gcs
@@ -315,7 +315,7 @@ async def go():
         data = whole.slice(offset, min(step, len(whole) - offset))
         await gcs.put_part("a", name, number + 1, data, Digests("", ""), offset)
     sent = await gcs.complete("a", name, [], Body(len(whole), md5, "", path=Path(file)), {}, create=False)
-    print(sent.md5, re.search(r"VmHWM:\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1], flush=True)
+    print(sent.md5, flush=True)
 
 asyncio.run(go())
 """
@@ -341,7 +341,7 @@ def test_a_killed_upload_goes_on_from_its_last_byte(strict: GcsServer, tmp_path:
     with _in_parts(strict, path, md5, upload, -1) as resumed:
         assert resumed.stdout is not None
         assert resumed.stdout.readline().split() == [upload, str(2 * PART_BYTES)]
-        assert resumed.stdout.readline().split()[0] == md5
+        assert resumed.stdout.readline() == f"{md5}\n"
     assert strict.get("parts", "a") == path.read_bytes()
     assert strict.attributes("parts", "a")["sku"] == "7"
 

@@ -250,12 +250,13 @@ def test_bounded_memory(tmp_path: Path) -> None:
         for _ in range(300):
             file.write(b"x" * 1_000_000)
     code = (
-        "import sys, resource; from pathlib import Path; from ferry.manifest.open import open_manifest\n"
+        "import sys; from pathlib import Path; from ferry.manifest.open import open_manifest\n"
+        "from tests.support.memory import forget_peak, peak_bytes\n"
         "from ferry.job.model import Columns\n"
         "from ferry.manifest import text; text.MAX_UNPACKED_BYTES = 1 << 30\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = forget_peak()\n"
         "print(sum(map(len, open_manifest(Path(sys.argv[1]), 'a.csv.gz', Columns(), bad_lines='skip').batches())))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print((peak_bytes() - before) // 1024)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.csv.gz")],

@@ -213,21 +213,21 @@ def test_copies_go_with_their_files(odd: OddS3, tmp_path: Path) -> None:
 LARGE_BYTES = 200 << 20
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from ferry.storage.access import S3Access
 from ferry.state.bucket import open_state
+from tests.support.memory import forget_peak, peak_bytes
 url, folder, work = sys.argv[1:]
 state = open_state("s3://state/some/job", S3Access(url, anonymous=True), Path(folder) / "cache")
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 state.write("plan/small", b"x")
 state.read("plan/small")
-before = peak()
+before = forget_peak()
 if work == "read":
     assert state.local("ledger/large").stat().st_size == 200 << 20
 else:
     state.write_file("ledger/written", Path(folder) / "large")
-print(peak() - before)
+print((peak_bytes() - before) >> 20)
 """
 
 
