@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Otherwise each process of a test run compiles all tests and libraries again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-rest test-all test-prefect test-stores coverage faults quick-bench check format machines monitoring backups postgresql proxies signers webservers stores bench screenshots lock advisories clean
+.PHONY: help install demo test test-rest test-all test-prefect test-stores coverage faults quick-bench check format machines monitoring backups postgresql programs proxies signers webservers stores bench screenshots lock advisories clean
 
 help:
 	@echo "make install       Ferry into .venv, as production has it"
@@ -48,7 +48,7 @@ test: .venv/.installed-dev signers
 # The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it, installations included:
 # what meets Prefect, with the newest version that is allowed; the contract of stores against all servers; and a quick
 # bench, which shows that it works: a run of Ferry's that lost an object fails it, timings do not.
-test-rest: .venv/.installed-dev postgresql proxies webservers machines monitoring backups
+test-rest: .venv/.installed-dev postgresql programs
 	$(call beside,test-prefect test-stores quick-bench,-n 3 -m slow tests --ignore=tests/stores)
 
 test-all: test test-rest
@@ -70,7 +70,7 @@ test-stores: .venv/.installed-dev stores
 # environments, so a .pth file in .venv has each process of it measured. What is killed, and the decoding child, which may
 # write no file, stays unmeasured. A test that bounds processor time may fail.
 coverage: export COVERAGE_FILE = $(CURDIR)/.bench/coverage
-coverage: .venv/.installed-dev postgresql proxies webservers machines monitoring backups stores
+coverage: .venv/.installed-dev postgresql programs stores
 	@mkdir -p .bench; $(BIN)/coverage erase
 	@pth=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/a0_ferry_coverage.pth; \
 	trap "rm -f $$pth" EXIT; \
@@ -114,26 +114,32 @@ format: .venv/.installed-dev
 postgresql:
 	@./deployments/postgresql.sh
 
-# tinyproxy, squid and nginx, for the tests of networks. As root they are installed where they are missing.
+# Programs that tests start, and their packages. As root those that are missing are installed.
+PROXIES := tinyproxy:tinyproxy-bin squid:squid-openssl nginx:nginx-light
+WEBSERVERS := nginx:nginx-light apache2:apache2 haproxy:haproxy caddy:caddy
+MACHINES := ip:iproute2 faketime:faketime
+MONITORING := promtool:prometheus prometheus-node-exporter:prometheus-node-exporter \
+	prometheus-pushgateway:prometheus-pushgateway
+BACKUPS := rclone:rclone
+
 proxies:
-	@./deployments/programs.sh "tests of networks" tinyproxy:tinyproxy-bin squid:squid-openssl nginx:nginx-light
+	@./deployments/programs.sh "tests of networks" $(PROXIES)
 
-# nginx, Apache, HAProxy and Caddy, for the tests of redirects. As root they are installed where they are missing.
 webservers:
-	@./deployments/programs.sh "tests of redirects" nginx:nginx-light apache2:apache2 haproxy:haproxy caddy:caddy
+	@./deployments/programs.sh "tests of redirects" $(WEBSERVERS)
 
-# Namespaces and clocks, for the tests of several machines. As root they are installed where they are missing.
 machines:
-	@./deployments/programs.sh "tests of several machines" ip:iproute2 faketime:faketime
+	@./deployments/programs.sh "tests of several machines" $(MACHINES)
 
-# Prometheus with promtool, node_exporter and the Pushgateway. As root they are installed where they are missing.
 monitoring:
-	@./deployments/programs.sh "tests of metrics" promtool:prometheus \
-		prometheus-node-exporter:prometheus-node-exporter prometheus-pushgateway:prometheus-pushgateway
+	@./deployments/programs.sh "tests of metrics" $(MONITORING)
 
-# rclone, for the tests of backups. As root it is installed where it is missing.
 backups:
-	@./deployments/programs.sh "tests of backups" rclone:rclone
+	@./deployments/programs.sh "tests of backups" $(BACKUPS)
+
+# All of them: apt reads its lists once instead of five times.
+programs:
+	@./deployments/programs.sh "tests of the second tier" $(PROXIES) $(WEBSERVERS) $(MACHINES) $(MONITORING) $(BACKUPS)
 
 # ssh-keygen and minisign, for the tests of signatures. As root they are installed where they are missing.
 signers:
