@@ -173,8 +173,9 @@ class Planner:
         permanent_failures = 0
         self.con.execute("CREATE TABLE open_rows (position INTEGER, row_no BIGINT)")
         row_facts.load_rules(self.con, self.job)
+        with_digests = row_facts.has_digests(self.con)
         for _ in parts:
-            row_facts.gather(self.con, self.job, self.options.run_no)
+            row_facts.gather(self.con, self.job, self.options.run_no, with_digests=with_digests)
             if self._plain:
                 open_rows.update(self._count_open())
             mode, delta = self.options.mode, self.job.mode == "delta"

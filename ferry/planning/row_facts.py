@@ -42,8 +42,16 @@ def load_rules(con: duckdb.DuckDBPyConnection, job: Job) -> None:
     )
 
 
-def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
+def has_digests(con: duckdb.DuckDBPyConnection) -> bool:
+    """Returns whether a row of `manifest` has a digest; if none has, those of the ledger need not be read."""
+    ((found,),) = con.execute("SELECT count(md5) + count(sha256) > 0 FROM manifest").fetchall()
+    return bool(found)
+
+
+def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int, *, with_digests: bool) -> None:
     """Fills `facts` for each usable row of `manifest_rows`, from `latest`, `held` and the row itself.
+
+    ``with_digests`` is what :func:`has_digests` returned.
 
     | column | content |
     |---|---|
@@ -70,9 +78,7 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
     web = "CASE WHEN l.address IS NULL THEN m.web ELSE starts_with(lower(l.address), 'http') END"
     # an ETag that changed without a change of the bytes (`size`) is not a validator
     strong = "(NOT starts_with(l.source_etag, 'W/') AND l.checked_by IS DISTINCT FROM 'size')"
-    ((has_digests,),) = con.execute("SELECT count(md5) + count(sha256) > 0 FROM manifest_rows").fetchall()
-    # else those of the ledger are not read, which are its longest columns
-    digests = "" if has_digests else "REPLACE (NULL::VARCHAR AS md5, NULL::VARCHAR AS sha256)"
+    digests = "" if with_digests else "REPLACE (NULL::VARCHAR AS md5, NULL::VARCHAR AS sha256)"
     con.execute(
         f"""
         CREATE OR REPLACE TABLE facts AS

@@ -12,7 +12,7 @@ import pytest
 from ferry.core.errors import UserError
 from ferry.core.records import Row
 from ferry.planning import chunk_files
-from ferry.planning.row_facts import gather, load_rules
+from ferry.planning.row_facts import gather, has_digests, load_rules
 from ferry.state import ledger
 from ferry.state.parquet import read_table
 from ferry.state.plan_file import ChunkRef
@@ -248,7 +248,7 @@ def test_rows_that_need_nothing_more(what: str, still_to_do: list[tuple[str, int
 
 def to_do(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
     chunk_files.load_held(cutting.con, cutting.state, chunks)
-    gather(cutting.con, make_job(), 2)
+    gather(cutting.con, make_job(), 2, with_digests=has_digests(cutting.con))
     return cutting.con.execute("SELECT row_id, position FROM facts WHERE held ORDER BY ALL").fetchall()
 
 

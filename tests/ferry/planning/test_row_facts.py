@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ferry.core.records import Checked, ErrorClass, Row, Status
-from ferry.planning.row_facts import decide, gather, load_rules
+from ferry.planning.row_facts import decide, gather, has_digests, load_rules
 from ferry.state import ledger
 from ferry.state.parquet import manifest_digest_of
 from tests.support.helpers import directory_state, make_job, make_outcome
@@ -62,7 +62,7 @@ class Planning:
         ledger.create_latest(self.con, self._state)
         job = make_job(mode="delta", **settings)
         load_rules(self.con, job)
-        gather(self.con, job, run_no)
+        gather(self.con, job, run_no, with_digests=has_digests(self.con))
 
     def facts(self) -> Any:
         return self.con.sql("SELECT * FROM facts").to_arrow_table().to_pylist()
