@@ -18,7 +18,6 @@ from ferry.state import (
     State,
     digest_of,
     release_freed,
-    spill_tables,
     to_bytes,
     with_schema,
 )
@@ -175,7 +174,6 @@ def write_chunks(
     chunks: list[ChunkRef] = []
     of_new: Literal["base", "retry"] = "base" if base else "retry"
     kinds: tuple[tuple[Literal["base", "retry"], str], ...] = ((of_new, "= 'new'"), ("retry", "<> 'new'"))
-    spill_tables(con)  # `selected` alone may fill DuckDB's memory
     moved = Spooled(con, "moved", "place")
     try:
         if dedupe:

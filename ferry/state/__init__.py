@@ -53,7 +53,6 @@ from ferry.state.ledger import (
     refuse_lost_ledger,
     release_freed,
     run_of,
-    spill_tables,
     write_outcomes,
 )
 from ferry.state.missing import (
@@ -204,7 +203,6 @@ __all__ = [
     "select_failures",
     "select_wrong",
     "set_plan_aside",
-    "spill_tables",
     "spreadsheet_safe",
     "steady_s",
     "this_process",

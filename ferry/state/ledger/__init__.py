@@ -4,14 +4,7 @@ Runs append to `outcomes/`, and :func:`compact_ledger` folds into `ledger/`. A r
 each; merge.py says which of its outcomes counts.
 """
 
-from ferry.state.ledger.connection import (
-    DAMAGE_ADVICE,
-    connect,
-    refuse_damage,
-    release_freed,
-    spill_tables,
-    with_retries,
-)
+from ferry.state.ledger.connection import DAMAGE_ADVICE, connect, refuse_damage, release_freed, with_retries
 from ferry.state.ledger.files import (
     DAMAGED,
     append_outcomes,
@@ -44,7 +37,6 @@ __all__ = [
     "refuse_lost_ledger",
     "release_freed",
     "run_of",
-    "spill_tables",
     "with_retries",
     "write_outcomes",
 ]

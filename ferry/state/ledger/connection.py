@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MEMORY = "500MB"
-LEAST_MEMORY = "50MB"  # for a moment
 # By default DuckDB starts one thread per core. Each has its own buffers: DuckDB's manual (guides/performance,
 # environment) recommends 125 MB per thread. With 16 threads a plan of a million rows does not fit into MEMORY.
 MAX_THREADS = 4
@@ -52,18 +51,6 @@ def release_freed(con: duckdb.DuckDBPyConnection) -> None:
     """
     pa.default_memory_pool().release_unused()
     con.execute(f"SET memory_limit = '{MEMORY}'")
-
-
-def spill_tables(con: duckdb.DuckDBPyConnection) -> None:
-    """Moves the tables of a connection to its temporary files, so that what follows has their memory.
-
-    Otherwise DuckDB moves them as it needs memory, and its allocator keeps what they had, beside MEMORY.
-    """
-    import duckdb
-
-    with contextlib.suppress(duckdb.OutOfMemoryException):  # it has moved what it could
-        con.execute(f"SET memory_limit = '{LEAST_MEMORY}'")
-    release_freed(con)
 
 
 def scratch_path(con: duckdb.DuckDBPyConnection, name: str) -> Path:

@@ -106,14 +106,6 @@ def test_each_span_begins_with_freed_memory(cutting: Cutting, monkeypatch: pytes
     assert released == [cutting.con] * 4
 
 
-def test_chunks_are_written_beside_spilled_tables(cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chosen rows of a long list may fill DuckDB's memory, which sorting needs."""
-    spilled: list[Any] = []
-    monkeypatch.setattr(chunk_files, "spill_tables", spilled.append)
-    cutting.cut([(number, "new", 1) for number in range(1, 8)])
-    assert spilled == [cutting.con]
-
-
 @pytest.mark.parametrize("span", [1, 3, 1_000_000])
 @pytest.mark.parametrize("seed", range(6))
 def test_with_dedupe_equal_digests_come_together(

@@ -316,32 +316,6 @@ def test_freed_memory_is_given_back(state: DirectoryState, tmp_path: Path) -> No
         assert con.execute("SELECT current_setting('memory_limit')").fetchall() == [("476.8 MiB",)]
 
 
-def test_spilled_tables_take_no_memory(state: DirectoryState) -> None:
-    """Tables go to the temporary files and are read from there; then the limit is as before."""
-    held = "SELECT sum(memory_usage_bytes) FROM duckdb_memory() WHERE tag = 'IN_MEMORY_TABLE'"
-    with ledger.connect(state.spool_dir) as con:
-        con.execute("CREATE TABLE large AS SELECT hash(range) AS n FROM range(15_000_000)")
-        rows = con.execute("SELECT count(*), bit_xor(n) FROM large").fetchall()
-        assert con.execute(held).fetchall()[0][0] > 110e6
-        before = resident_bytes()
-        ledger.spill_tables(con)
-        assert con.execute(held).fetchall()[0][0] <= 50e6
-        assert before - resident_bytes() > 40e6
-        assert con.execute("SELECT current_setting('memory_limit')").fetchall() == [("476.8 MiB",)]
-        assert con.execute("SELECT count(*), bit_xor(n) FROM large").fetchall() == rows
-
-
-def test_memory_in_use_is_not_spilled(state: DirectoryState) -> None:
-    """A query that is being read keeps its memory, and goes on."""
-    with ledger.connect(state.spool_dir) as con, con.cursor() as other:
-        con.execute("CREATE TABLE large AS SELECT hash(range) AS n FROM range(4_000_000)")
-        reader = other.sql("FROM large ORDER BY n").to_arrow_reader(1000)
-        first = next(reader)
-        ledger.spill_tables(con)
-        assert con.execute("SELECT current_setting('memory_limit')").fetchall() == [("476.8 MiB",)]
-        assert len(first) + sum(map(len, reader)) == 4_000_000
-
-
 @pytest.mark.parametrize("folds", [False, True])
 @pytest.mark.parametrize("kept_open", [False, True])
 def test_runs_of_another_place_are_left_out(folds: bool, kept_open: bool, state: DirectoryState) -> None:
