@@ -124,7 +124,7 @@ def test_rows_are_cut_span_by_span(span: int, tmp_path: Path) -> None:
 
 
 def test_fewer_rows_are_sorted_than_joined_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sorted rows have all columns: parts as long as those of the other steps do not fit into the memory."""
+    """Sorted rows have all columns, so that as many as in a part of the other steps would take more memory."""
     write_list(tmp_path / "list.csv", urls(*range(25)))
     assert chunk_files.SORTED_ROWS < ROWS_AT_ONCE
     monkeypatch.setattr(chunk_files, "SORTED_ROWS", 10)
