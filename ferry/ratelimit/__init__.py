@@ -8,6 +8,7 @@ from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import COPIES_START, DESTINATION, Limiter
 from ferry.ratelimit.members import BEAT_S, JOIN_S, Members
 from ferry.ratelimit.overrides import add_overrides, end_overrides, read_overrides
+from ferry.ratelimit.pause import Pause
 from ferry.ratelimit.permit import PausedTooLong, Permit, host_of, record_failure
 from ferry.ratelimit.shares import Share, is_bounded, limits_of, most_processes
 from ferry.ratelimit.status import Hosts, busiest, keep_written, read_hosts, together
@@ -25,6 +26,7 @@ __all__ = [
     "LimitsFollower",
     "Members",
     "Override",
+    "Pause",
     "PausedTooLong",
     "Permit",
     "Share",

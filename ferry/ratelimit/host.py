@@ -11,6 +11,7 @@ from ferry.job import HostLimits
 from ferry.ratelimit.concurrency import AdaptiveConcurrency
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.job import BYTES_AHEAD_S, CallLater, Handle, JobLimit
+from ferry.ratelimit.pause import Pause
 from ferry.ratelimit.permit import PausedTooLong, Slot
 from ferry.ratelimit.rate import AdaptiveRate
 from ferry.ratelimit.token_bucket import TokenBucket
@@ -37,9 +38,10 @@ class HostLimit:
 
     __slots__ = (
         "_adaptive", "_adopt", "_always_held", "_asked", "_broken", "_byte_rate", "_call_later", "_clock", "_cut_to",
-        "_held", "_in_flight", "_job", "_learned", "_limits_key", "_max_pause_s", "_pause_s",
-        "_paused_until", "_refused", "_request_rate", "_rest_s", "_silent_at", "_timer", "_timer_at", "_waiters",
-        "_wanted_at", "_why_paused", "_why_slow", "forgotten", "name", "on_room", "queued", "requests", "seen",
+        "_heeded", "_held", "_in_flight", "_job", "_learned", "_limits_key", "_max_pause_s", "_origin",
+        "_pause", "_pause_s", "_paused_until", "_refused", "_request_rate", "_rest_s", "_silent_at", "_timer",
+        "_timer_at", "_waiters", "_wanted_at", "_why_slow", "forgotten", "name", "on_room", "queued",
+        "requests", "seen",
     )  # fmt: skip
 
     def __init__(
@@ -54,8 +56,9 @@ class HostLimit:
         limits_key: str = "limits",
         job: JobLimit | None = None,
         adopt: Callable[[HostLimit], None] | None = None,
+        origin: str = "",
     ) -> None:
-        """``adopt`` is called with a host that was forgotten and is used again."""
+        """``adopt`` is called with a host that was forgotten and is used again. ``origin`` names this process."""
         self.name = name
         self.on_room: Callable[[], None] | None = None
         self.queued = False  # in the queue of the job's limits
@@ -74,10 +77,13 @@ class HostLimit:
         self._job = job
         self._paused_until: float | None = None
         self._pause_s = 0.0
+        self._pause = Pause(0.0, "", origin, 0.0)  # the last one, as it began
+        self._origin = origin
+        self._heeded: dict[str, float] = {}  # other process -> number of its last pause that was heeded here
         self._timer: Handle | None = None
         self._timer_at = 0.0
         self._waiters: OrderedDict[asyncio.Future[None], None] | None = None  # created by the first waiter
-        self._why_paused = self._why_slow = ""
+        self._why_slow = ""
         self._cut_to = 0  # the limit after the last cut; 0 once it has grown again
         self._rest_s = 0.0  # the last rest; 0 while the host answers
         self._silent_at = 0.0  # when the first rest began
@@ -222,7 +228,7 @@ class HostLimit:
             if self._broken > DEAD_SHARE and self._adaptive.limit == 1 and not asked_s:  # else it answers
                 self._rest(now, why)
         if asked_s:
-            self._pause(now, asked_s, f"paused: {why}, Retry-After {asked_s:,.0f} s")
+            self._begin_pause(now, asked_s, f"paused: {why}, Retry-After {asked_s:,.0f} s")
             self._refuse_waiters()
 
     def rest(self, why: str) -> None:
@@ -234,14 +240,16 @@ class HostLimit:
     def _rest(self, now: float, why: str) -> None:
         self._silent_at = self._silent_at if self._rest_s else now
         self._rest_s = min(max(self._rest_s * 2, REST_S[0]), REST_S[1], self._max_pause_s)
-        self._pause(now, self._rest_s, f"paused: {why}; one attempt every {self._rest_s:,.3g} s")
+        self._begin_pause(now, self._rest_s, f"paused: {why}; one attempt every {self._rest_s:,.3g} s")
 
-    def _pause(self, now: float, pause_s: float, why: str) -> None:
-        """Pause, unless a pause that is under way ends later."""
+    def _begin_pause(self, now: float, pause_s: float, why: str, told: Pause | None = None) -> None:
+        """Pause, unless a pause that is under way ends later. ``told`` is by another process."""
         if self._pause_left_s(now) < pause_s:
-            self._paused_until, self._pause_s = now + pause_s, pause_s
+            until = now + pause_s
+            origin, number = (told.origin, told.number) if told is not None else (self._origin, until)
+            self._paused_until, self._pause_s = until, pause_s
             self._held = True
-            self._why_paused = why
+            self._pause = Pause(until, why, origin, number)
 
     def charge(self, n_bytes: int) -> float:
         """Count bytes that were read against the host and the job; return the seconds to wait before the next read."""
@@ -256,15 +264,26 @@ class HostLimit:
     # --- pauses
 
     @property
-    def paused_until(self) -> float | None:
-        """The end of the pause by the host's clock, or None. Safe from any thread."""
-        return self._paused_until
+    def pause(self) -> Pause | None:
+        """The pause that is under way, or None. Safe from any thread."""
+        # The opposite order of that in which they are set: another thread never sees a new pause with an earlier end.
+        pause, until = self._pause, self._paused_until
+        return pause._replace(until=until) if until is not None and until > self._clock() else None
 
     def pause_until(self, until: float, why: str) -> None:
-        """Pause the host because another process received a Retry-After."""
+        """Pause the host."""
+        self._pause_until(until, why)
+
+    def heed(self, pause: Pause) -> None:
+        """Pause the host because another process has. What was told before, or began here, changes nothing."""
+        if pause.origin != self._origin and pause.number > self._heeded.get(pause.origin, 0.0):
+            self._heeded[pause.origin] = pause.number
+            self._pause_until(pause.until, pause.why, pause)
+
+    def _pause_until(self, until: float, why: str, told: Pause | None = None) -> None:
         now = self._clock()
         if until > now:
-            self._pause(now, min(until - now, _LONGEST_PAUSE_S), why)
+            self._begin_pause(now, min(until - now, _LONGEST_PAUSE_S), why, told)
             self._refuse_waiters()
 
     def bound(self, ceiling: int) -> None:
@@ -359,7 +378,7 @@ class HostLimit:
         per_s = min(self._learned.per_s, self._request_rate.per_s if self._request_rate is not None else math.inf)
         return HostSnapshot(
             self.name, self._adaptive.limit, self._in_flight, len(waiters) if waiters else 0, left_s,
-            self._why_paused if left_s > 0 else self._reason(now), None if math.isinf(per_s) else per_s,
+            self._pause.why if left_s > 0 else self._reason(now), None if math.isinf(per_s) else per_s,
             self.requests, self._refused, self._adaptive.latency_s, self._at_limit(now),
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ Algorithms: concurrency.py, rate.py, docs/explanation/concurrency.md.
 from __future__ import annotations
 
 import math
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
@@ -14,6 +15,7 @@ from ferry.ratelimit.concurrency import FEW, AdaptiveConcurrency
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.job import CallLater, JobLimit
+from ferry.ratelimit.pause import Pause
 from ferry.ratelimit.permit import PausedTooLong, Slot
 
 __all__ = ["HostLimit", "Limiter", "PausedTooLong", "Slot"]
@@ -58,6 +60,7 @@ class Limiter:
         self._max_pause_s = max_pause_s
         self._hosts: OrderedDict[str, HostLimit] = OrderedDict()
         self._job = JobLimit(self._limits, clock, call_later)
+        self._origin = secrets.token_hex(8)  # of pauses that other processes are told
 
     def host(self, name: str) -> HostLimit:
         """Return the limit of a host. Valid while the host has requests in flight or waiting; then call again."""
@@ -90,11 +93,9 @@ class Limiter:
         for host in self._hosts.values():
             host.rested(seconds)
 
-    def pauses(self) -> dict[str, tuple[float, str]]:
-        """Return the paused hosts, each with the end of its pause and the reason. Safe from any thread."""
-        now = self._clock()
-        paused = [(name, host, host.paused_until) for name, host in list(self._hosts.items())]
-        return {name: (until, host.snapshot().why) for name, host, until in paused if until is not None and until > now}
+    def pauses(self) -> dict[str, Pause]:
+        """Return the pauses that are under way, by host. Safe from any thread."""
+        return {name: pause for name, host in list(self._hosts.items()) if (pause := host.pause) is not None}
 
     def _new(self, name: str) -> HostLimit:
         key, limits, most = self._given(name)
@@ -105,6 +106,7 @@ class Limiter:
         return HostLimit(
             name, AdaptiveConcurrency(start, most, few=few), self._clock, self._call_later, self._max_pause_s,
             limits=limits, limits_key=key, job=None if name == DESTINATION else self._job, adopt=self._adopt,
+            origin=self._origin,
         )  # fmt: skip
 
     def _given(self, name: str) -> tuple[str, HostLimits, int]:

@@ -25,6 +25,7 @@ from ferry.ratelimit import (
     Hosts,
     HostSnapshot,
     Limiter,
+    Pause,
     Share,
     busiest,
     host_of,
@@ -213,15 +214,12 @@ class Runtime:
         of_host = ceiling if self._concurrency is None else min(ceiling, max(1, self._concurrency // share.run))
         return part.model_copy(update={"concurrency": part.concurrency or ceiling}), of_host
 
-    def apply_pauses(self, pauses: Mapping[str, tuple[float, str]]) -> None:
-        """Pauses the hosts that paused another process, each until a monotonic time and with a reason.
-
-        From any thread.
-        """
+    def heed(self, pauses: Mapping[str, Pause]) -> None:
+        """Pauses the hosts that another process has paused. From any thread."""
 
         def apply() -> None:
-            for name, (until, why) in pauses.items():
-                self.limiter.host(name).pause_until(until, why)
+            for name, pause in pauses.items():
+                self.limiter.host(name).heed(pause)
                 self.dispatcher.check_pause(name)
 
         self._loop.call_soon_threadsafe(apply)

@@ -375,7 +375,7 @@ class Shards:
 def _same(one: SharedOrders, other: SharedOrders) -> bool:
     def known(shared: SharedOrders) -> Any:
         orders = shared.orders
-        pauses = sorted(orders.pauses)
+        pauses = {host: which for host, (_, *which) in orders.pauses.items()}
         return orders.share, orders.stop, orders.paused, orders.limits, pauses, shared.attempts, shared.counted
 
     return bool(known(one) == known(other))

@@ -14,11 +14,11 @@ from typing import Any, Protocol, Self
 
 from ferry.core import ChunkIncomplete, Fatal, FerryError, MachineFatal, UserError
 from ferry.job import Limits
-from ferry.ratelimit import HostSnapshot, busiest
+from ferry.ratelimit import HostSnapshot, Pause, busiest
 from ferry.transfer import AHEAD_ROWS, READY_ROWS, Runtime, Wait
 
 MOST_SILENT = 50  # hosts without an answer in one beat
-Pauses = dict[str, tuple[float, str]]  # host: seconds left, why
+Pauses = dict[str, tuple[float, str, str, float]]  # host -> a Pause, with the seconds that are left as its first field
 
 
 class Sender(Protocol):
@@ -98,7 +98,7 @@ class Orders(_Document):
     stop: str = ""
     paused: bool = False
     limits: dict[str, Any] = field(default_factory=dict)  # those in force
-    pauses: Pauses = field(default_factory=dict)  # of the other processes
+    pauses: Pauses = field(default_factory=dict)  # of all processes
     # of a process on the same machine
     machine_share: int = 1  # processes of this machine
     until: float = 0.0  # end of the lease by the machine's steady clock
@@ -111,20 +111,20 @@ class Orders(_Document):
         if self.stop:
             runtime.request_stop(self.stop)
         runtime.pause(self.paused)
-        pause_hosts(runtime, self.pauses)
+        heed(runtime, self.pauses)
 
 
-def pause_hosts(runtime: Runtime, pauses: Pauses) -> None:
-    """Pause the hosts that paused another process, for the seconds that are left."""
+def heed(runtime: Runtime, pauses: Pauses) -> None:
+    """Pause the hosts that another process has paused, for the seconds that were left as it said so."""
     if pauses:
         now = time.monotonic()
-        runtime.apply_pauses({host: (now + left_s, why) for host, (left_s, why) in pauses.items()})
+        runtime.heed({host: Pause(now + told[0], *told[1:]) for host, told in pauses.items()})
 
 
-def seconds_left(pauses: Mapping[str, tuple[float, str]]) -> Pauses:
+def seconds_left(pauses: Mapping[str, Pause]) -> Pauses:
     """Returns pauses, which end at times of this process's monotonic clock, as the seconds that are left."""
     now = time.monotonic()
-    return {host: (max(0.0, until - now), why) for host, (until, why) in pauses.items()}
+    return {host: (max(0.0, pause.until - now), *pause[1:]) for host, pause in pauses.items()}
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:

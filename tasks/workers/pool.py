@@ -28,7 +28,7 @@ from ferry.transfer import (
     run_chunk,
 )
 from tasks.workers.handle import WorkerHandle
-from tasks.workers.messages import Orders, pause_hosts, seconds_left
+from tasks.workers.messages import Orders, heed, seconds_left
 from tasks.workers.peer import Peer
 from tasks.workers.worker import Setup
 
@@ -182,8 +182,7 @@ class WorkerPool:
     def adjust(self) -> bool:
         """Exchange messages with the workers, a few times a second. Returns True if it started another worker."""
         self._share(self._setup.job.limits)
-        if self.workers:
-            self._send_orders()
+        self._exchange()
         stopped_or_paused = self._runtime.stopping or self._runtime.paused
         if any(worker.has_died and not worker.retired for worker in self.workers):
             return False  # after a worker has died, perhaps for lack of memory, start none
@@ -240,25 +239,23 @@ class WorkerPool:
             return
         self._setup = replace(self._setup, job=self._setup.job.model_copy(update={"limits": limits}), share=share)
         self._runtime.set_limits(limits, share)
-        self._send_orders()
+        self._exchange()
 
-    def orders(self, but: Peer | None = None) -> Orders:
-        """Returns the orders for other processes, with the pauses of all but one."""
+    def orders(self) -> Orders:
+        """Returns the orders for other processes."""
         pauses = seconds_left(self._runtime.limiter.pauses())
-        for peer in self.peers:
-            if peer is not but:
-                pauses |= peer.pauses
         limits, share = self._setup.job.limits.model_dump(mode="json"), self._setup.share
         return Orders(
             share.run, self._runtime.stop_reason, self._runtime.paused, limits, pauses, share.machine, self._lease.until
         )
 
-    def _send_orders(self) -> None:
+    def _exchange(self) -> None:
+        """Heed the pauses of the other processes, and send the workers their orders."""
         for peer in self.peers:
-            pause_hosts(self._runtime, peer.pauses)
+            heed(self._runtime, peer.pauses)
         for worker in self.workers:
             if worker.answers:
-                worker.send(self.orders(but=worker))
+                worker.send(self.orders())
 
     def close(self) -> None:
         """Stop the watchdog and the workers."""

@@ -47,7 +47,7 @@ def test_when_the_pool_grows(
     pool._runtime = SimpleNamespace(  # type: ignore[assignment]
         stopping=False, paused=False, loop_cpu_s=lambda: 0.0, hosts=lambda: ([], 0)
     )
-    monkeypatch.setattr(pool, "_send_orders", lambda: None)
+    monkeypatch.setattr(pool, "_exchange", lambda: None)
     monkeypatch.setattr(pool, "_share", lambda _: None)
     monkeypatch.setattr(pool, "_start_worker", lambda: shares.append(pool.processes + 1))
     pool.adjust()

@@ -126,7 +126,7 @@ def test_the_files_are_read_as_they_were_written(files: ShardFiles, state: State
     plan = ShardPlan([ref(1), ref(2)], 3, 9, "code")
     files.write_plan(1, plan)
     assert files.read_plan(1, "code") == plan
-    shared = SharedOrders(Orders(3, "stop", True, {}, {"a": (1.5, "why")}), {"1": 2}, {"1": 1})
+    shared = SharedOrders(Orders(3, "stop", True, {}, {"a": (1.5, "why", "9f", 7.5)}), {"1": 2}, {"1": 1})
     files.write_orders(shared)
     found = files.read_orders()
     assert found is not None

@@ -25,7 +25,7 @@ from tasks import prefect_api, work_pools
 from tasks.shards import prefect_runs, window
 from tasks.shards.files import SETTINGS, End, Kind, ShardFiles
 from tasks.shards.window import Shards, sharing_out
-from tasks.workers.messages import Beat, Orders
+from tasks.workers.messages import Beat, Orders, Pauses
 from tests.support.helpers import make_job
 
 QUICK = {"least_rows": 1, "per_machine": 1, "look_s": 0.02, "stop_s": 0.1}  # two machines and shards
@@ -60,11 +60,13 @@ class Site:
         self.states: dict[UUID, State[Any]] = {}  # of its flow runs
         self.job = make_job(machines=2, state="s3://states/x")
         self.limits: dict[str, Any] = {}
+        self.pauses: Pauses = {}
         self.run: Any = SimpleNamespace(
             job=self.job, state=self.state, run_no=7, lease=SimpleNamespace(token="token"),
             runtime=Runtime(progress=SimpleNamespace(add_all=lambda *_: None)),
-            pool=SimpleNamespace(machines=[], orders=lambda: Orders(limits=self.limits)), places={}, returned=[],
-            cached=0, incomplete={}, task_runs={}, needs_repair=False, chunk_problems=[], errors=[],
+            pool=SimpleNamespace(machines=[], orders=lambda: Orders(limits=self.limits, pauses=self.pauses)),
+            places={}, returned=[], cached=0, incomplete={}, task_runs={}, needs_repair=False, chunk_problems=[],
+            errors=[],
         )  # fmt: skip
         self.run.number_chunks = lambda refs: self.run.places.update({one.digest: "1-of-9" for one in refs})
         monkeypatch.setattr(window, "TICK_S", 0.01)
@@ -274,6 +276,23 @@ def test_the_orders_say_whom_they_count(site: Site) -> None:
         site.files.claim(1, 1)
         site.files.write_beat(1, 1, 1, Beat(processes=2))
         assert soon(lambda: (found := site.files.read_orders()) and found.counted == {"1": 2})
+
+
+def test_the_orders_say_each_pause_once(site: Site) -> None:
+    """The seconds that are left change all the time; another pause of the same host is news."""
+
+    def pauses() -> dict[str, Any]:
+        orders = site.files.read_orders()
+        return dict(orders.orders.pauses) if orders is not None else {}
+
+    with site.share(ref(1), ref(2)):
+        site.pauses = {"a.example": (5.0, "why", "9f", 1.0)}
+        assert soon(lambda: pauses() == {"a.example": [5.0, "why", "9f", 1.0]})
+        site.pauses = {"a.example": (4.0, "why", "9f", 1.0)}
+        site.files.write_beat(1, 1, 1, Beat())
+        assert not soon(lambda: pauses()["a.example"][0] != 5.0, 0.3)
+        site.pauses = {"a.example": (4.0, "why", "9f", 2.0)}
+        assert soon(lambda: pauses() == {"a.example": [4.0, "why", "9f", 2.0]})
 
 
 @pytest.mark.parametrize("began", [False, True])

@@ -12,6 +12,7 @@ from ferry.job.model import Job
 from ferry.processes.autoscaler import INTERVAL_S, Autoscaler, cores, idle_s
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import Limiter
+from ferry.ratelimit.pause import Pause
 from ferry.ratelimit.shares import limits_of
 from ferry.ratelimit.status import together
 from ferry.state import lease
@@ -128,18 +129,59 @@ def test_a_lower_maximum_applies_to_all_hosts() -> None:
 
 
 def test_a_pause_of_another_process() -> None:
-    """The later end counts. A pause that returns to the process that sent it becomes no longer."""
+    """The later end counts."""
     now = 100.0
     limiter = Limiter(None, 64, lambda: now)
     assert limiter.pauses() == {}
-    limiter.host("a.example").pause_until(130.0, "paused: HTTP 429, Retry-After 30 s")
-    limiter.host("a.example").pause_until(120.0, "shorter")
-    assert limiter.pauses() == {"a.example": (130.0, "paused: HTTP 429, Retry-After 30 s")}
+    pause = Pause(130.0, "paused: HTTP 429, Retry-After 30 s", "other", 7.0)
+    limiter.host("a.example").heed(pause)
+    limiter.host("a.example").heed(Pause(120.0, "shorter", "third", 3.0))
+    assert limiter.pauses() == {"a.example": pause}
     assert not limiter.host("a.example").take()
     now = 131.0
     assert limiter.pauses() == {}
-    limiter.host("a.example").pause_until(130.0, "over already")
+    limiter.host("a.example").heed(Pause(130.0, "over already", "other", 8.0))
     assert limiter.host("a.example").take()
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize("old_s", [0.25, 1.0, 4.0])
+def test_a_pause_that_processes_tell_each_other_ends(processes: int, old_s: float) -> None:
+    """Whatever they were told, they tell again, and it arrives old: the host is paused for 5 s all the same.
+
+    Each is told the last words of all others every quarter of a second, as a process that has gone silent leaves them.
+    """
+    now = 100.0
+    limiters = [Limiter(None, 64, lambda: now) for _ in range(processes)]
+    said: list[list[tuple[float, Pause]]] = [[] for _ in limiters]  # each one's pauses: when it said so, and what
+    limiters[0].host("a.example").pause_until(now + 5.0, "paused: HTTP 429, Retry-After 5 s")
+    for _ in range(400):
+        for limiter, words in zip(limiters, said, strict=True):
+            words += [(now, pause._replace(until=pause.until - now)) for pause in limiter.pauses().values()]
+        now += 0.25
+        for n, limiter in enumerate(limiters):
+            for words in said[:n] + said[n + 1 :]:
+                heard = [pause for at, pause in words if at <= now - old_s][-1:]
+                for pause in heard:
+                    limiter.host("a.example").heed(pause._replace(until=now + pause.until))
+        if now > 105.0 + processes * (old_s + 0.25):
+            assert all(limiter.host("a.example").paused_for_s == 0 for limiter in limiters), now
+    assert sum(bool(words) for words in said) == processes  # all were paused
+
+
+def test_a_second_pause_of_a_process_is_heeded() -> None:
+    """Only what was told before is not; a pause that comes back to its own process is not either."""
+    now = 100.0
+    one, other = Limiter(None, 64, lambda: now), Limiter(None, 64, lambda: now)
+    for _ in range(2):
+        one.host("a.example").pause_until(now + 5.0, "why")
+        other.host("a.example").heed(one.pauses()["a.example"])
+        assert other.host("a.example").paused_for_s == 5.0
+        now += 4.0
+        one.host("a.example").heed(other.pauses()["a.example"]._replace(until=now + 5.0))
+        assert one.host("a.example").paused_for_s == 1.0
+        now += 1.0
+        assert not other.host("a.example").paused_for_s
 
 
 def test_hosts_of_all_processes_together() -> None:
