@@ -39,7 +39,10 @@ AHEAD_S = 90.0
 SOON_S = 300.0  # the workers of a busy machine take minutes to start a run
 MACHINES, IN_FLIGHT = 3, 6
 QUERY_S = 5  # workers that ask each second end before an outage of two minutes does, and keep the server busy
-FAST_S = 0.1  # of an answer, once what is tested has happened
+# Of an answer: rows must not run out before the last fault, and the workers of a busy machine take minutes to react.
+SLOW_S = 5.0
+STEADY_S = 1.0  # while rows are waited for
+FAST_S = 0.1  # once what is tested has happened
 # Rows of a process that is lost: those in flight, and of four seconds, with one answer a second, that it recorded
 # nowhere yet. A machine that is cut off also has what it did with open connections until then.
 UNRECORDED = 5 * IN_FLIGHT
@@ -64,11 +67,11 @@ def lab(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
 class Migration:
     """A job of several machines with its manifest, bucket and state."""
 
-    def __init__(self, lab: Lab, origin: Origin, bucket: str, folder: Path, rows: int, latency_s: float) -> None:
+    def __init__(self, lab: Lab, origin: Origin, bucket: str, folder: Path, rows: int) -> None:
         self.lab, self.origin = lab, origin
         self.project = Project(folder, lab.cli, bucket)
         listed, self.bodies = serve(origin, rows)
-        origin.latency_s = latency_s
+        origin.latency_s = SLOW_S
         self._front = lab.network.relay(f"http://127.0.0.1:{origin.port}")
         for row in listed:
             row["url"] = row["url"].replace(f"http://127.0.0.1:{origin.port}", self._front.url)
@@ -129,8 +132,11 @@ class Migration:
 
     def wait_for_rows(self, more: int) -> None:
         """Wait until the origin has been asked for so many more objects."""
-        began = self.origin.total
-        wait_for("more rows", lambda: self.origin.total >= began + more, SOON_S)
+        enough = self.origin.total + more
+        assert enough < len(self.bodies), "too few rows are left"
+        self.origin.latency_s = STEADY_S
+        wait_for("more rows", lambda: self.origin.total >= enough, SOON_S)
+        self.origin.latency_s = SLOW_S
 
     def outcomes(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -166,8 +172,7 @@ def folder(tmp_path: Path) -> Path:
 @only_long  # the tiers have it in the other test
 def test_a_machine_is_cut_off_and_comes_back(lab: Lab, origin: Origin, bucket: str, folder: Path) -> None:
     """Its shard goes elsewhere; when the link is back, it stops, and what it still says changes nothing."""
-    # Long enough that the run does not transfer everything itself before a worker of a busy machine has begun a shard.
-    job = Migration(lab, origin, bucket, folder, 1200, latency_s=1.0)
+    job = Migration(lab, origin, bucket, folder, 1200)
     process = job.start()
     job.wait_for_shards(1)
     cut_off_and_back(job, process)
@@ -184,7 +189,7 @@ def test_one_thing_after_the_other(lab: Lab, origin: Origin, bucket: str, folder
     """
     kills, rows = some(2, 30), some(1_200, 12_000)
     chosen = random.Random(20261201)
-    job = Migration(lab, origin, bucket, folder, rows, latency_s=1.0)
+    job = Migration(lab, origin, bucket, folder, rows)
     process = job.start()
     job.wait_for_shards(1)
     cut_off_and_back(job, process)
