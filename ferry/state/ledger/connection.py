@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import duckdb
 
 T = TypeVar("T")
-MEMORY = "500MB"
+MEMORY = "400MB"
 # By default DuckDB starts one thread per core. Each has its own buffers: DuckDB's manual (guides/performance,
 # environment) recommends 125 MB per thread. With 16 threads a plan of a million rows does not fit into MEMORY.
 MAX_THREADS = 4

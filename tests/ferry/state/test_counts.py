@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from ferry.core.records import ErrorClass, Status
 from ferry.job.model import OnExisting
 from ferry.reconcile.finish import finish_run
 from ferry.state import ledger
-from ferry.state.counts import Counts
+from ferry.state.counts import Counts, count
 from tasks.reporting.text import Report
 from tests.support.helpers import (
     FAILED_404,
@@ -74,6 +75,22 @@ def test_counts_of_a_state(tmp_path: Path) -> None:
     plan(job, state, 3)
     counts = counts_of(state)
     assert (counts.planned, counts.failed, counts.copied, counts.pending) == (2, 2, 0, 0)
+
+
+def test_rows_are_told_apart_by_their_whole_id() -> None:
+    """The counts match rows by a key that is made of both halves of an ID."""
+    a, b, c = "a" * 32, "b" * 32, "c" * 32
+    with duckdb.connect() as con:
+        con.execute("CREATE TABLE waiting (row_id VARCHAR); CREATE TABLE manifest (row_id VARCHAR)")
+        con.executemany("INSERT INTO manifest VALUES (?)", [[a + b], [a + c], [c + b]])
+        con.execute(
+            "CREATE TABLE latest (row_id VARCHAR, status VARCHAR, error_class VARCHAR, size BIGINT, retryable BOOLEAN, "
+            "confirmed VARCHAR, message VARCHAR, copy_of VARCHAR, requests BIGINT, lost_attributes VARCHAR[])"
+        )
+        con.execute("INSERT INTO latest (row_id, status, size) VALUES (?, 'copied', 7)", [a + b])
+        counts = count(con)
+    counts.check()
+    assert (counts.copied, counts.bytes, counts.pending) == (1, 7, 2)
 
 
 def test_many_names_of_lost_attributes(tmp_path: Path) -> None:
