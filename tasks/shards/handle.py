@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from ferry.core import Damaged
@@ -25,6 +25,7 @@ class Shard:
     attempt: int = 1
     crashes: int = 0  # without a newly recorded row in between
     recorded: int = 0  # rows in this run, at the last crash
+    counted: Recorded = field(default_factory=dict)  # what the attempts so far had recorded
     not_before: float = 0.0  # by the monotonic clock: the process of the attempt before has to look first
     is_doubtful: bool = False  # the attempt's submission failed, but Prefect may have it, and a worker begin it
 
@@ -83,10 +84,16 @@ class ShardHandle(Peer):
             self._silence = Silence(time.monotonic())
 
     def count_again(self, recorded: Recorded) -> None:
-        """Count what the shard has recorded in this run, in place of what the beats of this attempt said."""
-        self.take(
-            replace(
-                Beat(), bytes=self._beat.bytes, statuses=dict(Counter(status for status, _ in recorded.values())),
-                classes=dict(Counter(kind for _, kind in recorded.values() if kind is not None)),
-            )
-        )  # fmt: skip
+        """Count what this attempt has recorded, in place of what its beats said.
+
+        ``recorded`` is what the shard has recorded in this run, by this attempt and those before.
+        """
+        statuses, classes = Counter(status for status, _ in recorded.values()), Counter(_classes(recorded))
+        statuses.subtract(status for status, _ in self.shard.counted.values())
+        classes.subtract(_classes(self.shard.counted))
+        self.shard.counted = recorded
+        self.take(replace(Beat(), bytes=self._beat.bytes, statuses=dict(statuses), classes=dict(classes)))
+
+
+def _classes(recorded: Recorded) -> list[str]:
+    return [kind for _, kind in recorded.values() if kind is not None]

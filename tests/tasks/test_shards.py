@@ -191,6 +191,19 @@ def test_the_run_counts_what_a_shard_says(state: State, files: ShardFiles, monke
     assert (shown.done, shown.failed, progress.retryable) == (2, 1, 0)
 
 
+def test_what_two_lost_processes_have_recorded_counts_once(state: State, files: ShardFiles) -> None:
+    """The second one goes on after the rows of the first, so that its own count has none of these."""
+    one, progress = handle(state, files)
+    progress.start(50)
+    one.take(Beat({"copied": 9}))
+    one.count_again({"a": ("copied", None), "b": ("failed", "timeout")})
+    other = ShardHandle(one._runtime, one.shard, None)  # type: ignore[arg-type]
+    other.take(Beat({"copied": 5}))
+    other.count_again({"a": ("copied", None), "b": ("copied", None), "c": ("failed", "not_found")})
+    shown = progress.snapshot()
+    assert (shown.done, shown.failed, progress.retryable, shown.classes["not_found"]) == (3, 1, 0, 1)
+
+
 def join(state: State, token: str, attempt: int = 1) -> Member:
     return Member(make_job(), state, 7, token, 1, attempt)
 
