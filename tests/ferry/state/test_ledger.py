@@ -297,7 +297,7 @@ def test_duckdb_stays_within_its_memory_and_reads_times_alike_everywhere(state: 
     with ledger.connect(state.spool_dir) as con:
         settings = ("memory_limit", "TimeZone", "preserve_insertion_order", "autoinstall_known_extensions")
         found = [con.execute(f"SELECT current_setting('{name}')").fetchall()[0][0] for name in settings]
-    assert found == ["476.8 MiB", "UTC", False, False]
+    assert found == ["381.4 MiB", "UTC", False, False]
 
 
 def test_freed_memory_is_given_back(state: DirectoryState, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_freed_memory_is_given_back(state: DirectoryState, tmp_path: Path) -> No
         before = resident_bytes()
         ledger.release_freed(con)
         assert before - resident_bytes() > 40e6
-        assert con.execute("SELECT current_setting('memory_limit')").fetchall() == [("476.8 MiB",)]
+        assert con.execute("SELECT current_setting('memory_limit')").fetchall() == [("381.4 MiB",)]
 
 
 @pytest.mark.parametrize("folds", [False, True])
